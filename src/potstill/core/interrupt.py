@@ -1,0 +1,47 @@
+"""Stopping when asked: SIGINT and SIGTERM set a flag that long loops look at between two steps of work."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from potstill.core.errors import Interrupted
+
+__all__ = ["check", "requested", "watching"]
+
+_received: list[int] = []
+
+
+@contextmanager
+def watching() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into a request that ``check`` answers; a second signal stops at once, as always."""
+    _received.clear()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def remember(number: int, _frame: FrameType | None) -> None:
+        _received.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in signals:
+        signal.signal(number, remember)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _received.clear()
+
+
+def requested() -> bool:
+    """Whether a signal asked for a stop."""
+    return bool(_received)
+
+
+def check() -> None:
+    """Stop here if a signal asked for it.
+
+    Raises: Interrupted: carrying the signal's number.
+    """
+    if _received:
+        raise Interrupted(_received[0])
