@@ -1,0 +1,255 @@
+"""The one training loop: teacher, student, plain twin and healing after pruning all run through ``fit``.
+
+What differs between them is the objective, the labels and the model. The loop owns order, schedule, accumulation,
+validation, checkpoints and resume; a run killed at any point and started again ends in the same bytes.
+
+Shapes: B rows of a batch, T tokens, P scored positions of a batch, D model width, V vocabulary.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from potstill.core import interrupt
+from potstill.core.durable import write_json
+from potstill.core.errors import QualityGateError
+from potstill.core.trace import Trace
+from potstill.data.sequences import PackedSequences, epoch_order
+from potstill.distill.objective import Objective
+from potstill.distill.observe import observe
+from potstill.labels.store import LabelStore
+from potstill.model.anatomy import hidden_states, logits_of
+from potstill.train.checkpoint import Checkpoint
+from potstill.train.schedule import learning_rate_at
+from potstill.train.settings import Precision, TrainingSettings, default_learning_rate
+from potstill.train.validation import validate
+
+__all__ = ["TrainingText", "fit"]
+
+_SECONDS_BETWEEN_CHECKPOINTS = 120.0
+_SECONDS_BETWEEN_PROGRESS = 0.25
+_LOSS_POINTS_PER_EPOCH = 20
+
+
+@dataclass(frozen=True)
+class TrainingText:
+    """A split to learn from or to validate on, with the teacher's labels of it where there are any."""
+
+    sequences: PackedSequences
+    labels: LabelStore | None = None
+
+
+@dataclass
+class _Progress:
+    """Where the loop stands; everything but the tensors that a checkpoint holds."""
+
+    step: int
+    epoch_loss_nats: float
+    epoch_positions: int
+    epoch_seconds: float
+    history: list[dict[str, Any]]
+
+
+def fit(  # noqa: PLR0913 - the loop's whole vocabulary, each named at the call
+    model: PreTrainedModel,
+    text: TrainingText,
+    validation: TrainingText,
+    *,
+    objective: Objective,
+    settings: TrainingSettings,
+    seed: int,
+    precision: Precision,
+    directory: Path,
+    trace: Trace,
+    who: str,
+    checkpoint_seconds: float = _SECONDS_BETWEEN_CHECKPOINTS,
+) -> list[dict[str, Any]]:
+    """Train ``model`` in place and return its history, one entry per epoch; the best epoch's weights are left in it.
+
+    ``directory`` keeps the checkpoint; call again with the same arguments to go on from it. ``who`` names the model in
+    the trace ("teacher", "student", "twin").
+
+    Raises: QualityGateError: the loss is no finite number. Interrupted: a signal came; the checkpoint is written.
+    """
+    run = _Fit(model, text, validation, objective, settings, seed, precision, trace, who)
+    run.train(Checkpoint(directory), checkpoint_seconds)
+    write_json(directory / "history.json", run.progress.history)
+    return run.progress.history
+
+
+class _Fit:
+    """The state of one call of ``fit``: model and optimiser, and how far they are."""
+
+    def __init__(  # noqa: PLR0913 - mirrors fit
+        self,
+        model: PreTrainedModel,
+        text: TrainingText,
+        validation: TrainingText,
+        objective: Objective,
+        settings: TrainingSettings,
+        seed: int,
+        precision: Precision,
+        trace: Trace,
+        who: str,
+    ) -> None:
+        self.model = model.float()
+        self.text = text
+        self.validation = validation
+        self.objective = objective
+        self.settings = settings
+        self.seed = seed
+        self.precision: Precision = precision
+        self.trace = trace
+        self.who = who
+        self.peak_rate = settings.learning_rate or default_learning_rate(model.num_parameters())
+        self.optimizer = _optimizer(model, settings.weight_decay)
+        self.steps_per_epoch = math.ceil(len(text.sequences) / settings.batch_sentences)
+        self.num_steps = self.steps_per_epoch * settings.epochs
+        self.progress = _Progress(0, 0.0, 0, 0.0, [])
+
+    def train(self, checkpoint: Checkpoint, checkpoint_seconds: float) -> None:
+        """Run the steps that are left, with checkpoints in between."""
+        saved = checkpoint.restore(self.model, self.optimizer)
+        if saved is not None:
+            self.progress = _Progress(**{name: saved[name] for name in vars(self.progress)})
+            self.trace.note("resume", f"{self.who}: goes on at step {self.progress.step:,} of {self.num_steps:,}")
+        self.trace.metric("peak_learning_rate", self.peak_rate, "1", model=self.who)
+        saved_at = shown_at = time.perf_counter()
+        while self.progress.step < self.num_steps and not self._out_of_patience():
+            self._one_step()
+            if self.progress.step % self.steps_per_epoch == 0:
+                self._end_epoch(checkpoint)
+                saved_at = time.perf_counter()
+            now = time.perf_counter()
+            if now - shown_at > _SECONDS_BETWEEN_PROGRESS:
+                tokens = self.settings.batch_sentences * self.text.sequences.tokens_per_sequence
+                self.trace.progress(self.who, self.progress.step * tokens, self.num_steps * tokens, "tokens")
+                shown_at = now
+            if interrupt.requested() or now - saved_at > checkpoint_seconds:
+                checkpoint.save(self.model, self.optimizer, vars(self.progress))
+                saved_at = time.perf_counter()
+                interrupt.check()
+        checkpoint.load_best(self.model)
+
+    def _one_step(self) -> None:
+        start = time.perf_counter()
+        progress, settings = self.progress, self.settings
+        epoch, step_in_epoch = divmod(progress.step, self.steps_per_epoch)
+        rate = learning_rate_at(
+            progress.step,
+            self.num_steps,
+            peak=self.peak_rate,
+            warmup_share=settings.warmup_share,
+            final_share=settings.final_learning_rate_share,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        order_N = epoch_order(self.seed, epoch, len(self.text.sequences))
+        first = step_in_epoch * settings.batch_sentences
+        rows_B = order_N[first : first + settings.batch_sentences]
+        self.model.train()
+        loss_sum, num_positions = self._accumulate_gradients(rows_B)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if not math.isfinite(loss_sum):
+            raise QualityGateError(
+                f"the {self.who}'s loss is {loss_sum} at step {progress.step:,}",
+                next_step=f"lower the learning rate; it was {rate:.2g}",
+            )
+        progress.step += 1
+        progress.epoch_loss_nats += loss_sum
+        progress.epoch_positions += num_positions
+        progress.epoch_seconds += time.perf_counter() - start
+        if progress.step % max(self.steps_per_epoch // _LOSS_POINTS_PER_EPOCH, 1) == 0:
+            self.trace.metric(
+                "step_loss_nats", loss_sum / max(num_positions, 1), "nats", model=self.who, step=progress.step
+            )
+
+    def _accumulate_gradients(self, rows_B: NDArray[np.int64]) -> tuple[float, int]:
+        """Backward over the micro-batches of a batch; the gradient is that of the mean over all its positions."""
+        size = self.settings.micro_batch_sentences or len(rows_B)
+        num_positions = int(np.maximum(
+            self.text.sequences.lengths_N[rows_B] - self.text.sequences.prompts_N[rows_B], 0
+        ).sum())
+        loss_sum = 0.0
+        for micro_B in np.array_split(rows_B, math.ceil(len(rows_B) / size)):
+            total = self._loss_sum(micro_B)
+            (total / max(num_positions, 1)).backward()
+            loss_sum += float(total.detach())
+        return loss_sum, num_positions
+
+    def _loss_sum(self, rows_B: NDArray[np.int64]) -> Tensor:
+        """The weighted loss summed over the scored positions of these rows."""
+        device = self.model.device
+        tokens, scored = self.text.sequences.rows(rows_B)
+        tokens_BT, scored_BT = torch.from_numpy(tokens).to(device), torch.from_numpy(scored).to(device)
+        labels = self.text.labels.read(rows_B).to(device) if self.text.labels is not None else None
+        with _autocast(device.type, self.precision):
+            hidden_PD = hidden_states(self.model, tokens_BT)[scored_BT]
+            logits_PV = logits_of(self.model, hidden_PD)
+        targets_P = tokens_BT.roll(-1, dims=1)[scored_BT]
+        return self.objective(logits_PV, labels, targets_P)["total"]
+
+    def _end_epoch(self, checkpoint: Checkpoint) -> None:
+        progress = self.progress
+        epoch = progress.step // self.steps_per_epoch
+        measured = validate(self.model, self.validation.sequences, self.validation.labels, precision=self.precision)
+        loss_name = self.objective.name
+        entry: dict[str, Any] = {
+            "epoch": epoch,
+            "loss": loss_name,
+            "train_loss_nats": progress.epoch_loss_nats / max(progress.epoch_positions, 1),
+            "validation_loss_nats": measured[self.objective.validated_by],
+            **measured,
+            "tokens_per_s": len(self.text.sequences)
+            * self.text.sequences.tokens_per_sequence
+            / max(progress.epoch_seconds, 1e-9),
+            "seconds": progress.epoch_seconds,
+        }
+        progress.history.append(entry)
+        entry["observation"] = observe(progress.history, len(progress.history) - 1)
+        progress.epoch_loss_nats, progress.epoch_positions, progress.epoch_seconds = 0.0, 0, 0.0
+        if best_epoch(progress.history) == epoch:
+            checkpoint.save_best(self.model)
+        checkpoint.save(self.model, self.optimizer, vars(progress))
+        self._tell(entry)
+
+    def _tell(self, entry: Mapping[str, Any]) -> None:
+        for name, value in entry.items():
+            if isinstance(value, float):
+                unit = "nats" if name.endswith("nats") else "tokens/s" if name == "tokens_per_s" else "1"
+                self.trace.metric(name, value, unit, model=self.who, epoch=entry["epoch"])
+        self.trace.note("observation", entry["observation"], model=self.who, epoch=entry["epoch"])
+
+    def _out_of_patience(self) -> bool:
+        patience, history = self.settings.patience, self.progress.history
+        return patience is not None and bool(history) and history[-1]["epoch"] - best_epoch(history) >= patience
+
+
+def best_epoch(history: list[dict[str, Any]]) -> int:
+    """The epoch with the lowest validation loss, the first of equals."""
+    return int(min(history, key=lambda entry: entry["validation_loss_nats"])["epoch"])
+
+
+def _optimizer(model: PreTrainedModel, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW; matrices decay, norms don't."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), eps=1e-8, fused=True)
+
+
+def _autocast(device: str, precision: Precision) -> torch.autocast:
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16")
