@@ -1,0 +1,62 @@
+"""Which losses a recipe may ask for, and that asking costs no torch."""
+
+import subprocess
+import sys
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from potstill.core.errors import RecipeError
+from potstill.distill.settings import CrossEntropy, ForwardKl, Loss, check_losses, needs_labels
+
+
+def test_a_recipe_names_losses_by_their_kind():
+    losses = TypeAdapter(tuple[Loss, ...]).validate_python(
+        [{"kind": "forward_kl", "weight": 0.7}, {"kind": "cross_entropy"}]
+    )
+    assert losses == (ForwardKl(weight=0.7), CrossEntropy())
+
+
+@pytest.mark.parametrize("wrong", [{"weight": 0.0}, {"weight": -1.0}, {"temperature": 0.0}])
+def test_weights_and_temperatures_are_positive(wrong):
+    with pytest.raises(ValidationError):
+        ForwardKl(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("losses", "label_kind", "said"),
+    [
+        ([], "top_k", "no loss"),
+        ([ForwardKl(), ForwardKl(weight=2.0)], "top_k", "twice"),
+        ([ForwardKl()], None, "soft labels"),
+        ([ForwardKl(temperature=2.0)], "top_k", "truncated"),
+        ([ForwardKl()], "sampled", "entropy"),
+    ],
+)
+def test_losses_that_labels_cannot_carry_are_refused(losses, label_kind, said):
+    with pytest.raises(RecipeError, match=said):
+        check_losses(losses, label_kind)
+
+
+@pytest.mark.parametrize(
+    ("losses", "label_kind"),
+    [
+        ([ForwardKl(), CrossEntropy(weight=0.5)], "top_k"),
+        ([ForwardKl(temperature=2.0)], "dense"),
+        ([CrossEntropy()], None),
+        ([CrossEntropy()], "sampled"),
+    ],
+)
+def test_losses_that_labels_carry_pass(losses, label_kind):
+    check_losses(losses, label_kind)
+
+
+def test_only_the_divergence_from_the_teacher_needs_labels():
+    assert needs_labels([CrossEntropy(), ForwardKl()])
+    assert not needs_labels([CrossEntropy()])
+
+
+def test_settings_import_no_torch():
+    modules = "potstill.distill.settings, potstill.labels.settings, potstill.teacher.settings"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
