@@ -1,0 +1,256 @@
+"""The command line: verbs, and how errors become sentences and exit codes.
+
+Every verb is one Python call. What is heavy is imported inside the verbs, so that ``potstill --help`` answers at once.
+Results go to stdout, with ``--json`` as exactly one document; everything else goes to stderr.
+"""
+
+import contextlib
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from potstill import __version__
+from potstill.core.errors import Interrupted, PotstillError, QualityGateError, RecipeError
+from potstill.variants import locate_model, locate_run
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["app", "main"]
+
+BUG, RESOURCES, INTERRUPTED, BROKEN_PIPE = 1, 4, 130, 141
+_OUT_OF_RESOURCES = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENOMEM}
+
+app = typer.Typer(
+    name="potstill",
+    help="Make a large language model small, and see what every step took, gave and lost.",
+    epilog="Exit codes: 0 done, 1 a bug, 2 usage or recipe, 3 data or artefact, 4 memory, disk or permissions, "
+    "5 hub or remote teacher, 6 quality gate, 7 run directory busy, 130 and 143 interrupted. "
+    "--debug, anywhere, shows the traceback of an error.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, in YAML.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change a key, as in data.sentences=1000; may be repeated."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or its name under runs/.")]
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A model directory, a GGUF file, or RUN:VARIANT, as in quickstart:student."),
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        _print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _everywhere(
+    *,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The run directory; runs/NAME unless told.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    strict: Annotated[bool, typer.Option("--strict", help="A warning or a fallback ends with exit code 6.")] = False,
+) -> None:
+    """Run the whole pipeline; again: go on, and do nothing twice."""
+    from potstill import pipeline  # noqa: PLC0415 - see the module's docstring
+    from potstill.recipe import load_recipe  # noqa: PLC0415
+    from potstill.terminal import listening  # noqa: PLC0415
+
+    resolved = load_recipe(recipe, overrides or ())
+    directory = out or Path("runs") / resolved.name
+    with listening(sys.stderr) as listener:
+        summary = pipeline.run(resolved, directory, listeners=[listener])
+    _show(summary, as_json=as_json, printer=_summary_printer(stages=False))
+    _tell(f"report: {directory / 'report.html'}")
+    if strict and (summary["warnings"] or summary["fallbacks"]):
+        found = f"{len(summary['warnings'])} warnings and {len(summary['fallbacks'])} fallbacks"
+        raise QualityGateError(f"{found}, where --strict allows none", where=str(directory))
+
+
+@app.command()
+def plan(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Tell what would run: shapes, parameters, bytes, memory, minutes. Writes nothing."""
+    from potstill import pipeline  # noqa: PLC0415
+    from potstill.recipe import load_recipe  # noqa: PLC0415
+
+    _show(pipeline.plan(load_recipe(recipe, overrides or ())), as_json=as_json, printer=_print_tree)
+
+
+@app.command()
+def inspect(model: Model, as_json: AsJson = False) -> None:
+    """Count a model's parameters by part and its bytes by dtype, from its config alone."""
+    from potstill.model.inspect import inspect_config  # noqa: PLC0415
+
+    _show(inspect_config(locate_model(model)), as_json=as_json, printer=_print_tree)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Where to write it.")] = Path("recipe.yaml"),
+) -> None:
+    """Write a recipe with every choice explained; never over a file that is there."""
+    from importlib.resources import files  # noqa: PLC0415
+
+    template = files("potstill").joinpath("recipe_template.yaml").read_text(encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(template)
+    except FileExistsError as error:
+        raise RecipeError("is there already", where=str(path), next_step="name another path") from error
+    _tell(f"wrote {path}; now: potstill plan {path}")
+
+
+@app.command()
+def show(run: RunName, as_json: AsJson = False) -> None:
+    """Print a run's summary."""
+    from potstill import pipeline  # noqa: PLC0415
+
+    summary = pipeline.read_summary(locate_run(run))
+    _show(summary, as_json=as_json, printer=_summary_printer(stages=True))
+
+
+@app.command()
+def report(run: RunName) -> None:
+    """Build a run's page again, from the run directory alone."""
+    from potstill.report.page import build_report  # noqa: PLC0415
+
+    directory = locate_run(run)
+    build_report(directory)
+    _print(str(directory / "report.html"))
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to go on from.", show_default=False)],
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="How many tokens to add.")] = 40,
+) -> None:
+    """Go on from a text with a model's likeliest words."""
+    raise NotImplementedError
+
+
+@app.command()
+def env(as_json: AsJson = False) -> None:
+    """Print what a bug report needs; no user, host or path names."""
+    from potstill import environment  # noqa: PLC0415
+
+    _show(environment.describe(), as_json=as_json, printer=_print_tree)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code says how it ended."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        app([argument for argument in given if argument != "--debug"], prog_name="potstill")
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place that answers every error
+        if debug:
+            traceback.print_exc()
+        text, code = _sentence_and_exit_code(error)
+        _tell_error(text)
+        return code
+    return 0
+
+
+def _sentence_and_exit_code(error: BaseException) -> tuple[str, int]:
+    """What to tell people of ``error``, and the exit code that tells scripts."""
+    if isinstance(error, Interrupted):
+        return str(error), error.signal_exit_code
+    if isinstance(error, PotstillError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped", INTERRUPTED
+    if isinstance(error, MemoryError) or _says_out_of_memory(error):
+        advice = "a smaller batch, fewer tokens per sentence or a smaller model in the recipe needs less"
+        return f"out of memory\n  → {advice}", RESOURCES
+    if isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES:
+        advice = "make room or give permission there, or choose another place; the same command then goes on"
+        return f"{error.filename or 'the system'}: {error.strerror}\n  → {advice}", RESOURCES
+    advice = "this is a bug of potstill; --debug shows the traceback; please report it with the output of potstill env"
+    return f"{type(error).__name__}: {error}\n  → {advice}", BUG
+
+
+def _tell_error(text: str) -> None:
+    from potstill.terminal import visible  # noqa: PLC0415
+
+    _tell("error: " + "\n".join(visible(line) for line in text.split("\n")))
+
+
+def _says_out_of_memory(error: BaseException) -> bool:
+    """Whether this is PyTorch's way of saying it, which has no exception type of its own on the CPU."""
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
+
+
+def _show(result: Any, *, as_json: bool, printer: Callable[["Console", Any], None]) -> None:  # noqa: ANN401 - JSON
+    if as_json:
+        import json  # noqa: PLC0415
+
+        _print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    from potstill.terminal import console_for  # noqa: PLC0415
+
+    with _pipe_may_break():
+        printer(console_for(sys.stdout), result)
+        sys.stdout.flush()
+
+
+def _summary_printer(*, stages: bool) -> Callable[["Console", Any], None]:
+    from potstill.tables import print_summary  # noqa: PLC0415
+
+    return lambda console, summary: print_summary(console, summary, stages=stages)
+
+
+def _print_tree(console: "Console", facts: Any) -> None:  # noqa: ANN401 - JSON values
+    from potstill.tables import print_tree  # noqa: PLC0415
+
+    print_tree(console, facts)
+
+
+def _print(text: str) -> None:
+    with _pipe_may_break():
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+
+def _tell(text: str) -> None:
+    """Write to stderr, where what is no result belongs."""
+    with contextlib.suppress(BrokenPipeError):
+        sys.stderr.write(text + "\n")
+
+
+@contextlib.contextmanager
+def _pipe_may_break() -> Iterator[None]:
+    """Stop quietly, as programs in a pipe do, when nobody reads stdout any more."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(BROKEN_PIPE) from None

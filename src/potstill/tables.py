@@ -1,0 +1,103 @@
+"""Results for people: the closing table of a run, what a plan would do, a model's parts, the environment.
+
+Every cell is a ``Text`` made of visible characters, so names that come from files can neither colour nor move anything.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from potstill.terminal import MISSING, count, megabytes, stage_line, visible
+
+__all__ = ["print_summary", "print_tree"]
+
+_MODEL_COLUMNS = ("model", "file", "weights", "MB", "perplexity [95 %]", "agree", "prefill/s", "decode/s")
+_EPOCH_COLUMNS = ("epoch", "train nats", "held-out nats", "accuracy", "agreement")
+
+
+def print_summary(console: Console, summary: Mapping[str, Any], *, stages: bool) -> None:
+    """Print a run's models; with ``stages``, what every stage cost and how the student learned too."""
+    if stages:
+        for number, stage in enumerate(summary["stages"], start=1):
+            console.print(Text(stage_line(f"{number}/{len(summary['stages'])}", visible(stage["name"]), stage)))
+        _print_epochs(console, summary["training"]["student"])
+    _print_table(console, _MODEL_COLUMNS, (_model_cells(row) for row in summary["models"]), num_left=2)
+    for kind in ("warnings", "fallbacks"):
+        for text in summary[kind]:
+            console.print(Text(f"! {kind[:-1]}: {visible(text)}", style="yellow"))
+    memory = megabytes(summary["peak_memory_bytes"])
+    console.print(Text(f"{visible(summary['recipe'])}: {summary['seconds']:.1f} s, at most {memory} MB of memory"))
+
+
+def print_tree(console: Console, facts: Mapping[str, Any], *, indent: int = 0) -> None:
+    """Print a tree of facts, one a line; a list of mappings becomes a table. A unit stands in its key's name."""
+    for key, value in facts.items():
+        name = " " * indent + visible(key).replace("_", " ")
+        if isinstance(value, Mapping):
+            console.print(Text(name, style="bold"))
+            print_tree(console, value, indent=indent + 2)
+        elif isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
+            console.print(Text(name, style="bold"))
+            _print_rows(console, value)
+        else:
+            console.print(Text.assemble((f"{name}: ", "dim"), _cell(value)), soft_wrap=True)
+
+
+def _print_rows(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    headings = [visible(column).replace("_", " ") for column in columns]
+    _print_table(console, headings, ([_cell(row.get(column)) for column in columns] for row in rows), num_left=1)
+
+
+def _print_epochs(console: Console, epochs: Sequence[Mapping[str, Any]]) -> None:
+    keys = ("train_loss_nats", "validation_loss_nats", "validation_accuracy", "validation_agreement")
+    rows = ([str(epoch["epoch"]), *(_fraction(epoch.get(key)) for key in keys)] for epoch in epochs)
+    _print_table(console, _EPOCH_COLUMNS, rows, num_left=0)
+
+
+def _print_table(console: Console, headings: Sequence[str], rows: Iterable[Sequence[str]], *, num_left: int) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column, heading in enumerate(headings):
+        table.add_column(Text(heading), justify="left" if column < num_left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+
+
+def _model_cells(row: Mapping[str, Any]) -> Sequence[str]:
+    low_high = row.get("perplexity_interval_95")
+    interval = f" [{_number(low_high[0])}, {_number(low_high[1])}]" if low_high else ""
+    return (
+        visible(row["name"]),
+        visible(f"{row['engine']} {row['dtype']}"),
+        count(row.get("parameters")),
+        megabytes(row.get("bytes")),
+        _number(row.get("perplexity")) + interval,
+        _fraction(row.get("agreement_with_teacher")),
+        count(row.get("prefill_tokens_per_s")),
+        count(row.get("decode_tokens_per_s")),
+    )
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return _number(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(_cell(part) for part in value)
+    return MISSING if value is None else visible(value)
+
+
+def _number(value: float | None) -> str:
+    return MISSING if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _fraction(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.3f}"
