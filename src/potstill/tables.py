@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from potstill.terminal import MISSING, count, megabytes, stage_line, visible
+from potstill.terminal import MISSING, count, megabytes, stage_line, stage_name, visible
 
 __all__ = ["print_summary", "print_tree"]
 
@@ -23,7 +23,7 @@ def print_summary(console: Console, summary: Mapping[str, Any], *, stages: bool)
     """Print a run's models; with ``stages``, what every stage cost and how the student learned too."""
     if stages:
         for number, stage in enumerate(summary["stages"], start=1):
-            console.print(Text(stage_line(f"{number}/{len(summary['stages'])}", visible(stage["name"]), stage)))
+            console.print(stage_line(f"{number}/{len(summary['stages'])}", stage_name(stage["name"]), stage))
         _print_epochs(console, summary["training"]["student"])
     _print_table(console, _MODEL_COLUMNS, (_model_cells(row) for row in summary["models"]), num_left=2)
     for kind in ("warnings", "fallbacks"):

@@ -16,7 +16,18 @@ from rich.text import Text
 
 from potstill.core.trace import Event
 
-__all__ = ["MISSING", "LiveListener", "PlainListener", "console_for", "count", "listening", "megabytes", "visible"]
+__all__ = [
+    "MISSING",
+    "LiveListener",
+    "PlainListener",
+    "console_for",
+    "count",
+    "listening",
+    "megabytes",
+    "stage_line",
+    "stage_name",
+    "visible",
+]
 
 PLAIN_PROGRESS_EVERY_S = 10.0
 _CHECK, _CACHED, _WARNING = "✓", "=", "!"
@@ -54,9 +65,8 @@ class LiveListener:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._numbers: dict[str, str] = {}
-        self._notes: dict[str, str] = {}
-        self._tasks: dict[str, TaskID] = {}
+        self._number = self._note = self._what = ""
+        self._task: TaskID | None = None
         self._progress = Progress(*_columns(console.width), console=console, transient=True, expand=False)
 
     def __enter__(self) -> Self:
@@ -68,43 +78,41 @@ class LiveListener:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        kind, name, value = event["kind"], visible(event["name"]), event["value"]
+        kind, value = event["kind"], event["value"]
         if kind == "stage_start":
-            self._start(name, value)
+            self._number = f"{value['number']}/{value['of']}"
+            if not value["cached"]:
+                self._advance(stage_name(event["stage"]), {"done": 0, "total": None}, "")
         elif kind == "progress":
-            self._advance(name, value, visible(event.get("unit") or ""))
+            self._advance(visible(event["name"]), value, visible(event.get("unit") or ""))
         elif kind == "stage_end":
-            self._end(name, value)
-        elif kind == "note":
-            self._notes[visible(event["stage"])] = visible(value)
+            self._end(stage_name(event["stage"]), value)
+        elif kind == "note" and event["name"] == "observation":
+            self._note = _observation(event)
         elif kind in {"warning", "fallback"}:
             line = Text.assemble((f"{_WARNING} ", "bold yellow"), (f"{kind}: ", "yellow"), visible(value))
             self._console.print(line)
 
-    def _start(self, name: str, value: Mapping[str, Any]) -> None:
-        self._numbers[name] = f"{value['number']}/{value['of']}"
-        if not value["cached"]:
-            self._tasks[name] = self._progress.add_task(name, total=None, unit="", what=name)
-
     def _advance(self, what: str, value: Mapping[str, Any], unit: str) -> None:
-        if what not in self._tasks:
-            for other in self._tasks:
-                self._progress.update(self._tasks[other], visible=False)
-            self._tasks[what] = self._progress.add_task(what, total=value["total"], unit=unit, what=what)
-        finished = value["total"] is not None and value["done"] >= value["total"]
-        self._progress.update(
-            self._tasks[what], completed=value["done"], total=value["total"], unit=unit, visible=not finished
-        )
+        """Show how far ``what`` is in the one bar there is; other work than before starts bar and rate anew."""
+        if self._task is None or what != self._what:
+            self._remove_bar()
+            self._what = what
+            self._task = self._progress.add_task(what, total=value["total"], what=what, unit=unit)
+        self._progress.update(self._task, completed=value["done"], total=value["total"], unit=unit)
+
+    def _remove_bar(self) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None
 
     def _end(self, name: str, value: Mapping[str, Any]) -> None:
-        for task in self._tasks.values():
-            self._progress.remove_task(task)
-        self._tasks.clear()
+        self._remove_bar()
         mark = (f"{_CACHED} ", "dim") if value["cached"] else (f"{_CHECK} ", "bold green")
-        self._console.print(Text.assemble(mark, stage_line(self._numbers.get(name, ""), name, value)))
-        note = self._notes.pop(name, None)
-        if note and not value["cached"]:
-            self._console.print(Text(f"    {note}", style="dim"))
+        self._console.print(Text.assemble(mark, stage_line(self._number, name, value)))
+        if self._note and not value["cached"]:
+            self._console.print(Text(f"    {self._note}", style="dim"))
+        self._note = ""
 
 
 class PlainListener:
@@ -113,23 +121,24 @@ class PlainListener:
     def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
-        self._numbers: dict[str, str] = {}
+        self._number = ""
         self._last_progress_s = clock()
 
     def __call__(self, event: Event) -> None:
         """Write one event."""
-        kind, name, value = event["kind"], visible(event["name"]), event["value"]
+        kind, value = event["kind"], event["value"]
         if kind == "stage_start":
-            self._numbers[name] = f"{value['number']}/{value['of']}"
+            self._number = f"{value['number']}/{value['of']}"
             if not value["cached"]:
-                self._write(f"{self._numbers[name]} {name} ...")
+                self._write(f"{self._number} {stage_name(event['stage'])} ...")
         elif kind == "stage_end":
-            self._write(stage_line(self._numbers.get(name, ""), name, value))
+            self._write(stage_line(self._number, stage_name(event["stage"]), value))
         elif kind == "progress" and self._clock() - self._last_progress_s >= PLAIN_PROGRESS_EVERY_S:
             self._last_progress_s = self._clock()
-            self._write(f"    {name}: {_done_of(value['done'], value['total'])} {visible(event.get('unit') or '')}")
+            done_of = _done_of(value["done"], value["total"])
+            self._write(f"    {visible(event['name'])}: {done_of} {visible(event.get('unit') or '')}")
         elif kind == "note":
-            self._write(f"    {visible(value)}")
+            self._write(f"    {_observation(event)}")
         elif kind in {"warning", "fallback"}:
             self._write(f"{kind}: {visible(value)}")
 
@@ -138,10 +147,15 @@ class PlainListener:
         self._stream.flush()
 
 
+def stage_name(directory: str) -> str:
+    """``student`` for the stage that keeps its work in ``04-student``."""
+    return visible(directory).lstrip("0123456789-")
+
+
 def stage_line(number: str, name: str, value: Mapping[str, Any]) -> str:
     """``4/8 student      61.2 s     512 MB``: what a stage that ended cost."""
     cost = "cached" if value["cached"] else f"{value['seconds']:8.1f} s {megabytes(value['peak_memory_bytes']):>8} MB"
-    return f"{number} {name:<10} {cost:>20}"
+    return f"{number} {name:<9} {cost:>20}"
 
 
 def count(value: float | None) -> str:
@@ -161,6 +175,13 @@ def megabytes(value: float | None) -> str:
         return MISSING
     scaled = value / 1e6
     return f"{scaled:,.0f}" if scaled >= 100 else f"{scaled:.1f}" if scaled >= 10 else f"{scaled:.2f}"
+
+
+def _observation(event: Event) -> str:
+    """A note's sentence, after the model and the epoch that it speaks of."""
+    about = [visible(event[tag]) for tag in ("model", "epoch") if tag in event]
+    place = " epoch ".join(about) + ": " if about else ""
+    return place + visible(event["value"])
 
 
 def _done_of(done: float, total: float | None) -> str:
