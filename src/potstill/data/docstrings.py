@@ -1,0 +1,177 @@
+"""English prose that every machine with Python has: the docstrings of installed packages and the standard library.
+
+Files are parsed with ``ast``; nothing is imported or run. Two subprocesses share the files (``python -m`` this module:
+each reads a list of paths and answers with paragraphs), because parsing is nearly all of the time.
+"""
+
+import ast
+import gc
+import importlib.metadata
+import json
+import platform
+import re
+import subprocess
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+
+from potstill.core.errors import BugError, InputError
+from potstill.data.prose import prose_paragraphs
+
+__all__ = ["docstring_paragraphs", "docstring_versions", "docstrings_of"]
+
+STANDARD_LIBRARY = "python"
+_PROCESSES = 2
+_LARGEST_FILE_BYTES = 2_000_000  # larger ones are generated tables
+_FEWEST_QUOTED = 300  # characters between triple quotes, below which a file isn't worth parsing
+_TRIPLE_QUOTED = re.compile(r'"""(.*?)"""|\'\'\'(.*?)\'\'\'', re.DOTALL)
+_LEFT_OUT = re.compile(
+    r"(?:tests?|testing|_?vendor(?:ed)?|third_party|_?bundled|externals?|benchmarks?|examples?|site-packages"
+    r"|__pycache__|idle_test|lib2to3|turtledemo|test_.*|.*_tests?\.py|conftest\.py)"
+)
+_ATTACHING = frozenset({"add_docstr", "_add_docstr", "add_docstr_all", "add_newdoc", "_add_newdoc"})
+
+
+def docstring_versions(packages: Sequence[str] | None) -> dict[str, str]:
+    """Name and version of every package that the text comes from, in the order of the names.
+
+    Raises: InputError: a package of ``packages`` isn't installed.
+    """
+    versions = {name: found.version for name, found in _distributions().items()}
+    versions[STANDARD_LIBRARY] = platform.python_version()
+    if packages is None:
+        return dict(sorted(versions.items()))
+    chosen = {_normal_name(name) for name in packages}
+    missing = sorted(chosen - versions.keys())
+    if missing:
+        raise InputError(
+            f"no such package is installed: {', '.join(missing)}",
+            where="data.source.packages",
+            next_step=f"write names as pip list shows them, and {STANDARD_LIBRARY} for the standard library",
+        )
+    return dict(sorted((name, version) for name, version in versions.items() if name in chosen))
+
+
+def docstring_paragraphs(packages: Sequence[str] | None) -> Iterator[str]:
+    """Distinct paragraphs of prose, package by package in the order of names, file by file in the order of paths."""
+    distributions = _distributions()
+    paths = [path for name in docstring_versions(packages) for path in _python_files(distributions.get(name))]
+    yield from dict.fromkeys(paragraph for found in _in_subprocesses(paths) for paragraph in found)
+
+
+def docstrings_of(source: str) -> Iterator[str]:
+    """Every docstring of a module's source: of the module, its classes and functions, however deep, and attached ones.
+
+    An attached docstring is one that a call such as ``add_docstr(function, "...")`` gives to compiled code.
+
+    Raises: SyntaxError, ValueError: the source is no Python of this version.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escapes in other people's strings
+        waiting: list[ast.AST] = [ast.parse(source)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node, clean=False)
+            if docstring:
+                yield docstring
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            yield from _attached(node.value)
+            continue
+        for name in ("body", "orelse", "handlers", "finalbody"):
+            waiting.extend(part for part in reversed(getattr(node, name, ())) if isinstance(part, ast.AST))
+
+
+def _attached(call: ast.Call) -> Iterator[str]:
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if name not in _ATTACHING:
+        return
+    texts = [
+        part.value
+        for argument in call.args
+        for part in ast.walk(argument)
+        if isinstance(part, ast.Constant) and isinstance(part.value, str)
+    ]
+    if texts:
+        yield max(texts, key=len)
+
+
+def _paragraphs_of_file(path: str) -> list[str]:
+    try:
+        source = Path(path).read_text(encoding="utf-8")
+        if sum(len(quoted[0]) + len(quoted[1]) for quoted in _TRIPLE_QUOTED.findall(source)) < _FEWEST_QUOTED:
+            return []
+        return [paragraph for docstring in docstrings_of(source) for paragraph in prose_paragraphs(docstring)]
+    except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
+        return []  # a template or another Python's file in some package; the next file serves as well
+
+
+def _in_subprocesses(paths: Sequence[str]) -> list[list[str]]:
+    """The paragraphs of each file, in the order of ``paths``."""
+    command = [sys.executable, "-m", "potstill.data.docstrings"]
+    workers = []
+    for _ in range(_PROCESSES):
+        workers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))  # noqa: S603 - ourselves
+    found: list[list[str]] = [[] for _ in paths]
+    for first, worker in enumerate(workers):
+        assert worker.stdin is not None
+        worker.stdin.write(json.dumps(paths[first::_PROCESSES]).encode())
+        worker.stdin.close()
+    for first, worker in enumerate(workers):
+        assert worker.stdout is not None
+        answer = worker.stdout.read()
+        worker.stdout.close()
+        if worker.wait() != 0:
+            raise BugError(f"reading docstrings ended with exit code {worker.returncode}")
+        found[first::_PROCESSES] = json.loads(answer)
+    return found
+
+
+def _distributions() -> Mapping[str, importlib.metadata.Distribution]:
+    """Installed distributions by normal name; editable ones, and so potstill itself while it is worked on, left out."""
+    found: dict[str, importlib.metadata.Distribution] = {}
+    for distribution in importlib.metadata.distributions():
+        name = _normal_name(distribution.metadata["Name"] or "")
+        if name and name != "potstill" and name not in found and not _is_editable(distribution):
+            found[name] = distribution
+    return found
+
+
+def _is_editable(distribution: importlib.metadata.Distribution) -> bool:
+    origin = distribution.read_text("direct_url.json")
+    return origin is not None and bool(json.loads(origin).get("dir_info", {}).get("editable"))
+
+
+def _normal_name(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _python_files(distribution: importlib.metadata.Distribution | None) -> list[str]:
+    """The files of a distribution, or of the standard library, that may hold docstrings, ordered by path."""
+    if distribution is None:
+        root = Path(sysconfig.get_path("stdlib"))
+        names = [path.relative_to(root) for path in root.rglob("*.py")]
+        return [str(root / path) for path in sorted(names) if _is_wanted(path, root / path)]
+    files = distribution.files or []
+    located = sorted((PurePath(str(file)), Path(str(file.locate()))) for file in files if file.suffix == ".py")
+    return [str(path) for inside, path in located if _is_wanted(inside, path)]
+
+
+def _is_wanted(inside: PurePath, path: Path) -> bool:
+    if any(part == ".." or _LEFT_OUT.fullmatch(part) for part in inside.parts):
+        return False
+    try:
+        return 0 < path.stat().st_size <= _LARGEST_FILE_BYTES
+    except OSError:
+        return False
+
+
+def _serve() -> None:
+    gc.disable()  # the collector walks syntax trees for nothing; they hold no cycles
+    json.dump([_paragraphs_of_file(path) for path in json.load(sys.stdin)], sys.stdout)
+
+
+if __name__ == "__main__":
+    _serve()
