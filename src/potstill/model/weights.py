@@ -1,0 +1,162 @@
+"""Which tensors does a model directory hold? Read one at a time, without building the model.
+
+A *plain* directory is Hugging Face's (``model.safetensors``, or shards with an index). A *quantized* one holds
+``quantized.safetensors`` instead: ``NAME.codes`` and ``NAME.scales`` for each quantized tensor, the others as they are.
+
+Shapes: O rows (outputs) of a weight, I columns (inputs), G groups of I / G columns that share a scale.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from potstill.core.durable import read_json
+from potstill.core.errors import InputError
+
+__all__ = ["CODES", "QUANTIZED_FILE", "SCALES", "CodedTensor", "Weights", "dequantize", "load_quantized"]
+
+QUANTIZED_FILE = "quantized.safetensors"
+CODES = ".codes"
+SCALES = ".scales"
+
+_SINGLE_FILE = "model.safetensors"
+_INDEX_FILE = "model.safetensors.index.json"
+_HEAD = "lm_head.weight"
+_EMBEDDING = "model.embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class CodedTensor:
+    """A weight as integers and the scale of each group of columns.
+
+    Shapes: codes_OI int8; scales_OG float16.
+    """
+
+    codes_OI: NDArray[np.int8]
+    scales_OG: NDArray[np.float16]
+
+
+def dequantize(coded: CodedTensor) -> NDArray[np.float32]:
+    """Code times its group's scale, in float32: exactly the numbers that every runtime computes from a Q8_0 block.
+
+    Returns: float32 [O, I].
+    """
+    rows, columns = coded.codes_OI.shape
+    codes_OGg = coded.codes_OI.reshape(rows, coded.scales_OG.shape[1], -1).astype(np.float32)
+    weights_OGg = codes_OGg * coded.scales_OG.astype(np.float32)[:, :, None]
+    return weights_OGg.reshape(rows, columns)
+
+
+class Weights:
+    """The tensors of a model directory by Hugging Face's names, read when asked for; tied weights appear once.
+
+    Raises: InputError: there are no weights, a file is damaged, or the output head is missing though it isn't tied.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.config: dict[str, Any] = read_json(directory / "config.json")
+        self.quantized = (directory / QUANTIZED_FILE).is_file()
+        self._file_of = self._locate()
+        self.tied = bool(self.config.get("tie_word_embeddings", False))
+        if self.tied and _EMBEDDING in self.names:
+            self._file_of = {key: file for key, file in self._file_of.items() if not key.startswith(_HEAD)}
+        elif _EMBEDDING in self.names and _HEAD not in self.names:
+            raise InputError(
+                f"{_HEAD} is missing, and config.json doesn't tie it to the embeddings",
+                where=str(directory),
+                next_step='set "tie_word_embeddings": true if they are one tensor, or save the model again',
+            )
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the tensors, sorted; a coded tensor counts as one."""
+        keys = [key for key in self._file_of if not (self.quantized and key.endswith(SCALES))]
+        return sorted(key.removesuffix(CODES) if self.quantized else key for key in keys)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, from the file's header alone."""
+        key = name + CODES if self.is_coded(name) else name
+        with _opened(self._file_of[key]) as file:
+            return tuple(file.get_slice(key).get_shape())
+
+    def is_coded(self, name: str) -> bool:
+        """Whether the tensor is stored as codes and scales."""
+        return self.quantized and name + CODES in self._file_of
+
+    def read(self, name: str) -> Tensor:
+        """A tensor in the dtype of the file; a coded one dequantized to float32."""
+        if self.is_coded(name):
+            return torch.from_numpy(dequantize(self.read_coded(name)))
+        return self._read(name)
+
+    def read_coded(self, name: str) -> CodedTensor:
+        """The codes and scales of a coded tensor."""
+        return CodedTensor(self._read(name + CODES).numpy(), self._read(name + SCALES).numpy())
+
+    def num_parameters(self) -> int:
+        """How many numbers the tensors hold; tied weights count once."""
+        return sum(int(np.prod(self.shape(name))) for name in self.names)
+
+    def num_bytes(self) -> int:
+        """The size of the weights' files on disk."""
+        return sum(file.stat().st_size for file in set(self._file_of.values()))
+
+    def _locate(self) -> dict[str, Path]:
+        for name in (QUANTIZED_FILE, _SINGLE_FILE):
+            if (self.directory / name).is_file():
+                with _opened(self.directory / name) as file:
+                    return dict.fromkeys(file.keys(), self.directory / name)
+        if (self.directory / _INDEX_FILE).is_file():
+            shards = read_json(self.directory / _INDEX_FILE)["weight_map"]
+            return {key: self.directory / Path(shard).name for key, shard in shards.items()}
+        raise InputError(
+            "holds no safetensors weights",
+            where=str(self.directory),
+            next_step="potstill reads model.safetensors, its shards, or quantized.safetensors; never pickled weights",
+        )
+
+    def _read(self, key: str) -> Tensor:
+        path = self._file_of[key]
+        try:
+            with _opened(path) as file:
+                tensor: Tensor = file.get_tensor(key)
+        except SafetensorError as error:
+            raise InputError(f"{key} can't be read: {error}", where=str(path)) from error
+        return tensor
+
+
+def load_quantized(directory: Path) -> Any:  # noqa: ANN401 - a transformers model, whose package is untyped
+    """The causal LM of a quantized directory with its weights dequantized: PyTorch's view of exactly those codes.
+
+    Returns: a transformers model in float32, in evaluation mode.
+    Raises: InputError: the directory is damaged.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415 - others read weights without it
+
+    weights = Weights(directory)
+    state = {name: weights.read(name).float() for name in weights.names}
+    if weights.tied:
+        state[_HEAD] = state[_EMBEDDING]
+    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    auto: Any = AutoModelForCausalLM
+    with torch.random.fork_rng(devices=[]):
+        model = auto.from_config(config, dtype=torch.float32)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"doesn't hold the tensors of its config.json: {error}", where=str(directory)) from error
+    return model.eval()
+
+
+def _opened(path: Path) -> Any:  # noqa: ANN401 - safetensors' handle is untyped
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"is no safetensors file: {error}", where=str(path)) from error
