@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from potstill.core.durable import read_json
 from potstill.core.errors import InputError
+from potstill.model.directory import check_config, weight_files
 
 __all__ = ["CODES", "QUANTIZED_FILE", "SCALES", "CodedTensor", "Weights", "dequantize", "load_quantized"]
 
@@ -25,8 +25,6 @@ QUANTIZED_FILE = "quantized.safetensors"
 CODES = ".codes"
 SCALES = ".scales"
 
-_SINGLE_FILE = "model.safetensors"
-_INDEX_FILE = "model.safetensors.index.json"
 _HEAD = "lm_head.weight"
 _EMBEDDING = "model.embed_tokens.weight"
 
@@ -61,7 +59,7 @@ class Weights:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.config: dict[str, Any] = read_json(directory / "config.json")
+        self.config = dict(check_config(directory / "config.json"))
         self.quantized = (directory / QUANTIZED_FILE).is_file()
         self._file_of = self._locate()
         self.tied = bool(self.config.get("tie_word_embeddings", False))
@@ -109,18 +107,12 @@ class Weights:
         return sum(file.stat().st_size for file in set(self._file_of.values()))
 
     def _locate(self) -> dict[str, Path]:
-        for name in (QUANTIZED_FILE, _SINGLE_FILE):
-            if (self.directory / name).is_file():
-                with _opened(self.directory / name) as file:
-                    return dict.fromkeys(file.keys(), self.directory / name)
-        if (self.directory / _INDEX_FILE).is_file():
-            shards = read_json(self.directory / _INDEX_FILE)["weight_map"]
-            return {key: self.directory / Path(shard).name for key, shard in shards.items()}
-        raise InputError(
-            "holds no safetensors weights",
-            where=str(self.directory),
-            next_step="potstill reads model.safetensors, its shards, or quantized.safetensors; never pickled weights",
-        )
+        files = [self.directory / QUANTIZED_FILE] if self.quantized else weight_files(self.directory)
+        located: dict[str, Path] = {}
+        for path in files:
+            with _opened(path) as file:
+                located |= dict.fromkeys(file.keys(), path)
+        return located
 
     def _read(self, key: str) -> Tensor:
         path = self._file_of[key]

@@ -19,22 +19,14 @@ from potstill.core import interrupt
 from potstill.core.durable import canonical_json, replacing, write_json
 from potstill.core.errors import InputError
 from potstill.core.trace import Trace
+from potstill.model.directory import TOKENIZER_FILES
 from potstill.model.weights import CODES, QUANTIZED_FILE, SCALES, Weights, load_quantized
 from potstill.quantize.grids import dequantize, quantize_int8, to_float16
 from potstill.quantize.settings import Float16, Int8
 
 __all__ = ["load_quantized", "quantize_model"]
 
-_COMPANIONS = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
+_COMPANIONS = ("generation_config.json", *TOKENIZER_FILES)
 _SHOWN = 8
 
 
@@ -50,6 +42,8 @@ def quantize_model(scheme: Float16 | Int8, model_dir: Path, out: Path, trace: Tr
     if weights.quantized:
         raise InputError("is quantized already", where=str(model_dir), next_step="quantize the model it was made from")
     out.mkdir(parents=True, exist_ok=True)
+    for stale in out.glob(".*.partial"):
+        stale.unlink()
     _WRITERS[type(scheme)](scheme, weights, out, trace)
     for name in _COMPANIONS:
         if (model_dir / name).is_file():

@@ -13,10 +13,10 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM
 
 from potstill.core import interrupt
 from potstill.core.errors import InputError
+from potstill.model.store import load_model
 from potstill.model.weights import Weights, load_quantized
 from potstill.runtime.engine import EngineFacts
 
@@ -36,7 +36,7 @@ class PytorchEngine:
     def __init__(self, directory: Path, *, threads: int) -> None:
         weights = Weights(directory)
         self._threads = threads
-        self._model = _load(directory, quantized=weights.quantized)
+        self._model: Any = load_quantized(directory) if weights.quantized else load_model(directory)
         self._facts = EngineFacts(
             name=directory.name,
             format="safetensors",
@@ -114,18 +114,6 @@ class _Threads:
 
     def __exit__(self, *_: object) -> None:
         torch.set_num_threads(self._before)
-
-
-def _load(directory: Path, *, quantized: bool) -> Any:  # noqa: ANN401 - a transformers model
-    if quantized:
-        return load_quantized(directory)
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            directory, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(f"holds no causal language model: {error}", where=str(directory)) from error
-    return model.eval()
 
 
 def _dtype_of(weights: Weights) -> str:
