@@ -1,0 +1,59 @@
+"""What is there to evaluate in a run? Models and files, each with the model that it was made from."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from potstill.core.errors import InputError
+
+__all__ = ["Entry", "find_entries"]
+
+_DTYPES = ("float32", "float16", "int8")
+"""The order of the table; dtypes that aren't here come after them, by name."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model directory or a file. ``name`` is what its row is called; a model and its float32 file share one.
+
+    ``base`` is the key of the model that it was made from, its own key where it wasn't.
+    """
+
+    name: str
+    path: Path
+    base: str
+
+    @property
+    def key(self) -> str:
+        """Tells the models and files of one name apart."""
+        return self.name if self.path.suffix != ".gguf" else f"{self.name} (gguf)"
+
+
+def find_entries(inputs: Mapping[str, Path]) -> list[Entry]:
+    """Everything to evaluate, in the table's order: a model, then what was made from it, then the next model.
+
+    Reads: teacher, student (and the twin beside it), pruned, quantize, export; all but the student may be absent. A
+    quantized directory is an entry only where no file was exported from it: the file is what runs.
+    Raises: InputError: there is no student.
+    """
+    models = {base: inputs[base] / "model" for base in ("teacher", "student", "pruned") if base in inputs}
+    if "student" in inputs:
+        models["twin"] = inputs["student"] / "twin" / "model"
+    entries: list[Entry] = []
+    for base in ("teacher", "student", "twin", "pruned"):
+        if base in models and (models[base] / "config.json").is_file():
+            entries += [Entry(base, models[base], base), *_made_from(base, inputs)]
+    if not any(entry.key == "student" for entry in entries):
+        where = str(inputs["student"]) if "student" in inputs else None
+        raise InputError("there is no student's model to evaluate", where=where)
+    return entries
+
+
+def _made_from(base: str, inputs: Mapping[str, Path]) -> Iterator[Entry]:
+    """The files and quantized directories named ``BASE-DTYPE``, largest dtype first."""
+    files = sorted(inputs["export"].glob(f"{base}-*.gguf")) if "export" in inputs else []
+    folders = sorted(inputs["quantize"].glob(f"{base}-*")) if "quantize" in inputs else []
+    found = {path.name.removeprefix(f"{base}-"): path for path in folders if (path / "config.json").is_file()}
+    found |= {path.stem.removeprefix(f"{base}-"): path for path in files}
+    for dtype in sorted(found, key=lambda one: (_DTYPES.index(one) if one in _DTYPES else len(_DTYPES), one)):
+        yield Entry(base if dtype == "float32" else f"{base}-{dtype}", found[dtype], base)
