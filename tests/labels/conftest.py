@@ -1,0 +1,93 @@
+"""A small text, random labels of it, and the store that holds them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from potstill.data.sequences import PackedSequences
+from potstill.labels.kinds import DenseLabels, SoftLabels, TopKLabels
+from potstill.labels.settings import Dense, TopK
+from potstill.labels.store import LabelStore, LabelWriter
+
+VOCABULARY = 40
+
+
+@pytest.fixture
+def sequences() -> PackedSequences:
+    """Ten rows of at most 9 tokens: one has nothing to score, one is all prompt but its last token."""
+    generator = np.random.default_rng(0)
+    return PackedSequences(
+        generator.integers(1, VOCABULARY, (10, 9)).astype(np.uint16),
+        np.array([9, 5, 1, 9, 2, 7, 8, 9, 3, 9], dtype=np.int32),
+        np.array([1, 1, 1, 8, 1, 3, 1, 1, 1, 2], dtype=np.int32),
+    )
+
+
+@pytest.fixture
+def make_labels() -> Callable[..., SoftLabels]:
+    """Labels of so many positions; the first is certain, the second has no tail, the third a tiny one."""
+
+    def make(kind: TopK | Dense, num_positions: int, seed: int = 0, vocabulary: int = VOCABULARY) -> SoftLabels:
+        generator = torch.Generator().manual_seed(seed)
+        logits_PV = torch.randn(num_positions, vocabulary, generator=generator) * 3
+        logits_PV[:1, 1:] = -torch.inf
+        logits_PV[1:2, min(4, vocabulary) :] = -torch.inf
+        logits_PV[2:3].mul_(8)
+        logprobs_PV = logits_PV.log_softmax(-1)
+        if isinstance(kind, Dense):
+            return DenseLabels(logprobs_PV)
+        logprobs_PK, ids_PK = logprobs_PV.topk(kind.k)
+        return TopKLabels(ids_PK, logprobs_PK, logprobs_PV.exp().scatter(-1, ids_PK, 0.0).sum(-1))
+
+    return make
+
+
+@pytest.fixture
+def make_writer(sequences) -> Callable[..., LabelWriter]:
+    """A writer of three shards over ``sequences``."""
+
+    def make(directory: Path, kind: TopK | Dense, **changes) -> LabelWriter:
+        bindings = {
+            "vocabulary": VOCABULARY,
+            "sequences": sequences,
+            "teacher_fingerprint": "teacher",
+            "tokenizer_fingerprint": "tokenizer",
+            "sequences_per_shard": 4,
+        }
+        return LabelWriter(directory, kind, **{**bindings, **changes})
+
+    return make
+
+
+@pytest.fixture
+def make_store(sequences, make_labels, make_writer) -> Callable[..., SoftLabels]:
+    """Write a whole store and return the labels in it, all rows'."""
+
+    def make(directory: Path, kind: TopK | Dense, **changes) -> SoftLabels:
+        labels = make_labels(kind, sequences.num_scored, vocabulary=changes.get("vocabulary", VOCABULARY))
+        writer = make_writer(directory, kind, **changes)
+        for rows in writer.missing():
+            start = sequences.first(rows.start).num_scored
+            writer.write(rows, [labels.at(slice(start, sequences.first(rows.stop).num_scored))])
+        writer.finish()
+        return labels
+
+    return make
+
+
+@pytest.fixture
+def open_store(sequences) -> Callable[..., LabelStore]:
+    """Open a store with the bindings it was written with, but for the changes."""
+
+    def open_(directory: Path, **changes) -> LabelStore:
+        bindings = {
+            "sequences": sequences,
+            "teacher_fingerprint": "teacher",
+            "tokenizer_fingerprint": "tokenizer",
+        }
+        return LabelStore.open(directory, **{**bindings, **changes})
+
+    return open_

@@ -1,0 +1,132 @@
+"""The label store: what is written is what is read, in any order, and after any interruption."""
+
+import numpy as np
+import pytest
+import torch
+
+from potstill.core.errors import BugError
+from potstill.data.sequences import PackedSequences
+from potstill.labels.codec import codec_of
+from potstill.labels.settings import Dense, TopK
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+def assert_equal(labels, others):
+    for name, tensor in vars(labels).items():
+        assert torch.equal(tensor, getattr(others, name)), name
+
+
+@pytest.mark.parametrize("kind", [TopK(k=6), TopK(k=40), Dense()], ids=str)
+def test_rows_come_back_in_the_order_asked_for(tmp_path, sequences, make_store, open_store, kind):
+    """Flattened as ``tokens[scored_BT]`` flattens: any rows, any order, rows twice, rows without a scored position."""
+    labels = make_store(tmp_path, kind)
+    codec = codec_of(kind, 40)
+    stored = codec.decode(codec.encode(labels))
+    row_of_P = np.repeat(np.arange(10), [sequences.rows([row])[1].sum() for row in range(10)])
+    store = open_store(tmp_path)
+    for rows_B in ([*range(10)], [7, 0, 9, 4], [2], [2, 2, 3], np.array([9, 9, 1]), []):
+        positions_P = [position for row in rows_B for position in np.flatnonzero(row_of_P == row)]
+        _, scored_BT = sequences.rows(np.asarray(rows_B, dtype=np.int64))
+        read = store.read(rows_B)
+        assert len(read) == scored_BT.sum()
+        assert_equal(read, stored.at(torch.tensor(positions_P, dtype=torch.int64)))
+
+
+def test_facts_count_every_file(tmp_path, sequences, make_store, open_store):
+    make_store(tmp_path, TopK(k=6))
+    store = open_store(tmp_path)
+    num_bytes = sum(len(content) for content in contents(tmp_path).values())
+    assert store.facts == {
+        "kind": "top_k",
+        "tokens": sequences.num_scored,
+        "bytes": num_bytes,
+        "bytes_per_token": num_bytes / sequences.num_scored,
+    }
+    assert store.kind == TopK(k=6)
+    assert store.vocabulary == 40
+
+
+@pytest.mark.parametrize("order", [[2, 0, 1], [1], []])
+def test_an_interrupted_store_ends_in_the_same_bytes(tmp_path, sequences, make_writer, make_store, order):
+    """Some shards are there, one half-written file lies about; going on writes the rest and nothing else."""
+    kind = TopK(k=6)
+    labels = make_store(tmp_path / "whole", kind)
+    first = make_writer(tmp_path / "killed", kind)
+    ranges = first.missing()
+
+    def write(writer, rows):
+        start, stop = (sequences.first(end).num_scored for end in (rows.start, rows.stop))
+        halfway = (start + stop) // 2
+        writer.write(rows, [labels.at(slice(start, halfway)), labels.at(slice(halfway, stop))])
+
+    for number in order:
+        write(first, ranges[number])
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").iterdir()}
+    for name in [f"shard-{rows.start:08d}.labels" for number, rows in enumerate(ranges) if number not in order][:1]:
+        whole = (tmp_path / "whole" / name).read_bytes()
+        (tmp_path / "killed" / name).write_bytes(whole[: len(whole) // 2])
+    second = make_writer(tmp_path / "killed", kind)
+    assert second.missing() == [rows for number, rows in enumerate(ranges) if number not in order]
+    for rows in second.missing():
+        write(second, rows)
+    second.finish()
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"teacher_fingerprint": "other"}, {"tokenizer_fingerprint": "other"}, {"vocabulary": 50}, {"kind": TopK(k=7)}],
+    ids=str,
+)
+def test_shards_of_something_else_are_written_again(tmp_path, make_store, make_writer, change):
+    make_store(tmp_path, TopK(k=6))
+    kind = change.pop("kind", TopK(k=6))
+    assert len(make_writer(tmp_path, kind, **change).missing()) == 3
+
+
+def test_only_the_shards_of_changed_text_are_written_again(tmp_path, sequences, make_store, make_writer):
+    make_store(tmp_path, TopK(k=6))
+    tokens_NT = sequences.tokens_NT.copy()
+    tokens_NT[5, 2] += 1
+    changed = PackedSequences(tokens_NT, sequences.lengths_N, sequences.prompts_N)
+    assert make_writer(tmp_path, TopK(k=6), sequences=changed).missing() == [range(4, 8)]
+
+
+def test_a_smaller_store_leaves_nothing_of_a_larger_one(tmp_path, sequences, make_store, make_writer, open_store):
+    """Going on in the directory of another try removes the shards that have no place any more."""
+    make_store(tmp_path, TopK(k=6))
+    short = sequences.first(8)
+    writer = make_writer(tmp_path, TopK(k=6), sequences=short)
+    assert writer.missing() == []
+    writer.finish()
+    assert len(open_store(tmp_path, sequences=short).read([7])) == 8
+
+
+def test_there_is_no_index_while_shards_are_written(tmp_path, make_labels, make_store, make_writer, sequences):
+    make_store(tmp_path, TopK(k=6))
+    writer = make_writer(tmp_path, TopK(k=6), teacher_fingerprint="other")
+    writer.write(range(4), [make_labels(TopK(k=6), sequences.first(4).num_scored)])
+    assert not (tmp_path / "store.json").exists()
+    with pytest.raises(BugError, match="2 of 3 shards are missing"):
+        writer.finish()
+
+
+def test_labels_of_other_rows_are_a_bug_and_leave_no_file(tmp_path, make_labels, make_writer):
+    writer = make_writer(tmp_path, TopK(k=6))
+    with pytest.raises(BugError, match="5 labels were given"):
+        writer.write(range(4), [make_labels(TopK(k=6), 5)])
+    with pytest.raises(BugError, match="no shard"):
+        writer.write(range(3), [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_text_without_rows_has_an_empty_store(tmp_path, sequences, make_writer, open_store):
+    none = sequences.first(0)
+    make_writer(tmp_path, TopK(k=6), sequences=none).finish()
+    store = open_store(tmp_path, sequences=none)
+    assert len(store.read([])) == 0
+    assert store.facts["tokens"] == 0
