@@ -15,6 +15,7 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 
 from potstill.core.errors import BugError, InputError
@@ -26,6 +27,8 @@ STANDARD_LIBRARY = "python"
 _PROCESSES = 2
 _LARGEST_FILE_BYTES = 2_000_000  # larger ones are generated tables
 _FEWEST_QUOTED = 300  # characters between triple quotes, below which a file isn't worth parsing
+_GENERATED = "automatically generated"  # such files repeat the docstrings of what they were made from
+_HEADER_CHARACTERS = 1_000
 _TRIPLE_QUOTED = re.compile(r'"""(.*?)"""|\'\'\'(.*?)\'\'\'', re.DOTALL)
 _LEFT_OUT = re.compile(
     r"(?:tests?|testing|_?vendor(?:ed)?|third_party|_?bundled|externals?|benchmarks?|examples?|site-packages"
@@ -62,9 +65,10 @@ def docstring_paragraphs(packages: Sequence[str] | None) -> Iterator[str]:
 
 
 def docstrings_of(source: str) -> Iterator[str]:
-    """Every docstring of a module's source: of the module, its classes and functions, however deep, and attached ones.
+    """The docstrings of a module's source: of the module, its classes and their functions, and attached ones.
 
-    An attached docstring is one that a call such as ``add_docstr(function, "...")`` gives to compiled code.
+    Functions inside functions are left out: they seldom explain themselves. An attached docstring is one that a call
+    such as ``add_docstr(function, "...")`` gives to compiled code.
 
     Raises: SyntaxError, ValueError: the source is no Python of this version.
     """
@@ -73,18 +77,24 @@ def docstrings_of(source: str) -> Iterator[str]:
         waiting: list[ast.AST] = [ast.parse(source)]
     while waiting:
         node = waiting.pop()
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(node, _DOCUMENTED):
             docstring = ast.get_docstring(node, clean=False)
             if docstring:
                 yield docstring
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        elif isinstance(node, ast.Expr):
             yield from _attached(node.value)
-            continue
-        for name in ("body", "orelse", "handlers", "finalbody"):
-            waiting.extend(part for part in reversed(getattr(node, name, ())) if isinstance(part, ast.AST))
+        if isinstance(node, _HOLDERS):
+            for name in ("finalbody", "handlers", "orelse", "body"):
+                waiting.extend(reversed(getattr(node, name, ())))
 
 
-def _attached(call: ast.Call) -> Iterator[str]:
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_HOLDERS = (ast.Module, ast.ClassDef, ast.If, ast.For, ast.With, ast.Try, ast.ExceptHandler)
+
+
+def _attached(call: ast.expr) -> Iterator[str]:
+    if not isinstance(call, ast.Call):
+        return
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     if name not in _ATTACHING:
         return
@@ -101,6 +111,8 @@ def _attached(call: ast.Call) -> Iterator[str]:
 def _paragraphs_of_file(path: str) -> list[str]:
     try:
         source = Path(path).read_text(encoding="utf-8")
+        if _GENERATED in source[:_HEADER_CHARACTERS]:
+            return []
         if sum(len(quoted[0]) + len(quoted[1]) for quoted in _TRIPLE_QUOTED.findall(source)) < _FEWEST_QUOTED:
             return []
         return [paragraph for docstring in docstrings_of(source) for paragraph in prose_paragraphs(docstring)]
@@ -110,23 +122,21 @@ def _paragraphs_of_file(path: str) -> list[str]:
 
 def _in_subprocesses(paths: Sequence[str]) -> list[list[str]]:
     """The paragraphs of each file, in the order of ``paths``."""
-    command = [sys.executable, "-m", "potstill.data.docstrings"]
-    workers = []
-    for _ in range(_PROCESSES):
-        workers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))  # noqa: S603 - ourselves
     found: list[list[str]] = [[] for _ in paths]
-    for first, worker in enumerate(workers):
-        assert worker.stdin is not None
-        worker.stdin.write(json.dumps(paths[first::_PROCESSES]).encode())
-        worker.stdin.close()
-    for first, worker in enumerate(workers):
-        assert worker.stdout is not None
-        answer = worker.stdout.read()
-        worker.stdout.close()
-        if worker.wait() != 0:
-            raise BugError(f"reading docstrings ended with exit code {worker.returncode}")
-        found[first::_PROCESSES] = json.loads(answer)
+    with ThreadPoolExecutor(_PROCESSES) as threads:
+        shares = [paths[first::_PROCESSES] for first in range(_PROCESSES)]
+        for first, answer in enumerate(threads.map(_ask_subprocess, shares)):
+            found[first::_PROCESSES] = answer
     return found
+
+
+def _ask_subprocess(paths: Sequence[str]) -> list[list[str]]:
+    command = [sys.executable, "-m", "potstill.data.docstrings"]
+    done = subprocess.run(command, input=json.dumps(paths).encode(), stdout=subprocess.PIPE, check=False)  # noqa: S603 - ourselves
+    if done.returncode != 0:
+        raise BugError(f"reading docstrings ended with exit code {done.returncode}")
+    answer: list[list[str]] = json.loads(done.stdout)
+    return answer
 
 
 def _distributions() -> Mapping[str, importlib.metadata.Distribution]:

@@ -30,12 +30,15 @@ _TABLE = re.compile(r"[|+].*[|+]|[=\-+|~ ]{4,}|.*\S\s{3,}\S.*|.*\S[ \t]+--?[ \t]
 
 _LETTERS = re.compile(r"[A-Za-z]")
 _STRANGE = re.compile(
-    r"[{}<>|\\^=~#@$`_\ufffd]{2}|[{}<>|\\^=~@$`\ufffd\x00-\x1f*]|https?:|www\.|->|\.\.\.|::|--|//|%[sdr(]|\[\d"
+    r"[#_]{2}|[{}<>|\\^=~@$`*\ufffd\x00-\x1f]|https?:|www\.|->|\.\.\.|::|--|//|%[sdr(]|\[\d|TODO|FIXME|XXX"
 )
 _CODE_WORD = re.compile(r"\w*_\w*|\w+(?:\.\w+)+|\w+\(.*|\w*[a-z][A-Z]\w*|[\w.]*\d[\w.]*|[^\w\s]*|[A-Z]{2,}")
 _COMMON = frozenset(
-    "the a an of to and is in for that be this it are with as on by or from not if can will when which you used has "
-    "all one at its no have was but than into only any each their they there".split()
+    re.findall(
+        r"\w+",
+        """the a an of to and is in for that be this it are with as on by or from not if can will when which you used
+        has all one at its no have was but than into only any each their they there""",
+    )
 )
 
 

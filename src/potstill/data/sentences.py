@@ -4,11 +4,15 @@ import re
 
 __all__ = ["normal_space", "split_sentences"]
 
-_END = re.compile(r"[.!?]+[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[A-Z0-9])")
+_END = re.compile(r"[.!?]+[\"'\u201d\u2019)\]]*\s+(?=[\"'\u201c\u2018(\[]*[A-Z0-9])")
+_OPENING = "([\"'\u201c\u2018"
 _ABBREVIATIONS = frozenset(
-    "e.g i.e cf vs viz al resp approx ca incl excl fig figs eq eqs sec ch no nos vol pp p ed eds dr mr mrs ms prof st "
-    "jr sr inc ltd co corp dept est jan feb mar apr jun jul aug sep sept oct nov dec u.s u.k a.m p.m w.r.t a.k.a "
-    "ref refs def thm lem prop".split()
+    re.findall(
+        r"\S+",
+        """e.g i.e cf vs viz al resp approx ca incl excl fig figs eq eqs sec ch no nos vol pp p ed eds dr mr mrs ms prof
+        st jr sr inc ltd co corp dept est jan feb mar apr jun jul aug sep sept oct nov dec u.s u.k a.m p.m w.r.t a.k.a
+        ref refs def thm lem prop""",
+    )
 )
 _SPACE = re.compile(r"\s+")
 
@@ -28,10 +32,9 @@ def split_sentences(paragraph: str) -> list[str]:
     sentences: list[str] = []
     start = 0
     for match in _END.finditer(text):
-        if _is_abbreviation(text, start, match.start()):
-            continue
-        sentences.append(text[start : match.end()].rstrip())
-        start = match.end()
+        if not _is_abbreviation(text, start, match.start()):
+            sentences.append(text[start : match.end()].rstrip())
+            start = match.end()
     if start < len(text):
         sentences.append(text[start:])
     return sentences
@@ -42,5 +45,5 @@ def _is_abbreviation(text: str, start: int, stop: int) -> bool:
     if text[stop] != ".":
         return False
     before = max(start, text.rfind(" ", start, stop) + 1)
-    word = text[before:stop].lstrip("([\"'“‘")
+    word = text[before:stop].lstrip(_OPENING)
     return word.lower() in _ABBREVIATIONS or (len(word) == 1 and word.isupper() and word != "I")

@@ -68,7 +68,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call] # transformers leaves it untyped
         tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
@@ -93,7 +93,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
-    """A token as people read it; bytes that are no whole character show as ``\\xNN``; an unknown id as ``<id 7>``."""
+    r"""A token as people read it; bytes that are no whole character show as ``\xNN``; an unknown id as ``<id 7>``."""
     if not 0 <= token_id < len(tokenizer):
         return f"<id {token_id}>"
     text = tokenizer.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
