@@ -56,10 +56,14 @@ class PackedSequences:
         )
 
     def rows(self, rows_B: NDArray[np.int64] | Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Token ids int64 [B, T] and scored bool [B, T] of the named rows; position T - 1 is never scored."""
+        """Token ids int64 [B, T'] and scored bool [B, T'] of the named rows, T' the length of the longest of them.
+
+        The last column is never scored. Rows are cut after the longest because padding costs as much as text.
+        """
         index_B = np.asarray(rows_B, dtype=np.int64)
-        tokens_BT = self.tokens_NT[index_B].astype(np.int64)
-        next_T = np.arange(1, tokens_BT.shape[1] + 1)
+        longest = int(self.lengths_N[index_B].max(initial=1))
+        tokens_BT = self.tokens_NT[index_B, :longest].astype(np.int64)
+        next_T = np.arange(1, longest + 1)
         scored_BT = (next_T >= self.prompts_N[index_B, None]) & (next_T < self.lengths_N[index_B, None])
         return tokens_BT, scored_BT
 

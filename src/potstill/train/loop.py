@@ -8,7 +8,7 @@ Shapes: B rows of a batch, T tokens, P scored positions of a batch, D model widt
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from potstill.core.durable import write_json
 from potstill.core.errors import QualityGateError
 from potstill.core.trace import Trace
 from potstill.data.sequences import PackedSequences, epoch_order
-from potstill.distill.objective import Objective
+from potstill.distill.objective import TOTAL, Objective
 from potstill.distill.observe import observe
 from potstill.labels.store import LabelStore
 from potstill.model.anatomy import hidden_states, logits_of
@@ -101,7 +101,7 @@ class _Fit:
         trace: Trace,
         who: str,
     ) -> None:
-        self.model = model.float()
+        self.model = model.float()  # type: ignore[no-untyped-call]
         self.text = text
         self.validation = validation
         self.objective = objective
@@ -114,7 +114,9 @@ class _Fit:
         self.optimizer = _optimizer(model, settings.weight_decay)
         self.steps_per_epoch = math.ceil(len(text.sequences) / settings.batch_sentences)
         self.num_steps = self.steps_per_epoch * settings.epochs
+        self.num_tokens = int(text.sequences.lengths_N.sum()) * settings.epochs
         self.progress = _Progress(0, 0.0, 0, 0.0, [])
+        self._order: tuple[int, NDArray[np.int64]] | None = None
 
     def train(self, checkpoint: Checkpoint, checkpoint_seconds: float) -> None:
         """Run the steps that are left, with checkpoints in between."""
@@ -131,8 +133,8 @@ class _Fit:
                 saved_at = time.perf_counter()
             now = time.perf_counter()
             if now - shown_at > _SECONDS_BETWEEN_PROGRESS:
-                tokens = self.settings.batch_sentences * self.text.sequences.tokens_per_sequence
-                self.trace.progress(self.who, self.progress.step * tokens, self.num_steps * tokens, "tokens")
+                share = self.progress.step / self.num_steps
+                self.trace.progress(self.who, share * self.num_tokens, self.num_tokens, "tokens")
                 shown_at = now
             if interrupt.requested() or now - saved_at > checkpoint_seconds:
                 checkpoint.save(self.model, self.optimizer, vars(self.progress))
@@ -153,9 +155,8 @@ class _Fit:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        order_N = epoch_order(self.seed, epoch, len(self.text.sequences))
         first = step_in_epoch * settings.batch_sentences
-        rows_B = order_N[first : first + settings.batch_sentences]
+        rows_B = self._order_of(epoch)[first : first + settings.batch_sentences]
         self.model.train()
         loss_sum, num_positions = self._accumulate_gradients(rows_B)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.gradient_clip)
@@ -175,16 +176,21 @@ class _Fit:
                 "step_loss_nats", loss_sum / max(num_positions, 1), "nats", model=self.who, step=progress.step
             )
 
+    def _order_of(self, epoch: int) -> NDArray[np.int64]:
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, epoch_order(self.seed, epoch, len(self.text.sequences)))
+        return self._order[1]
+
     def _accumulate_gradients(self, rows_B: NDArray[np.int64]) -> tuple[float, int]:
         """Backward over the micro-batches of a batch; the gradient is that of the mean over all its positions."""
+        lengths_B = self.text.sequences.lengths_N[rows_B]
+        by_length_B = rows_B[np.argsort(lengths_B, kind="stable")]  # alike lengths together: little padding to compute
         size = self.settings.micro_batch_sentences or len(rows_B)
-        num_positions = int(np.maximum(
-            self.text.sequences.lengths_N[rows_B] - self.text.sequences.prompts_N[rows_B], 0
-        ).sum())
+        num_positions = int(np.maximum(lengths_B - self.text.sequences.prompts_N[rows_B], 0).sum())
         loss_sum = 0.0
-        for micro_B in np.array_split(rows_B, math.ceil(len(rows_B) / size)):
+        for micro_B in np.array_split(by_length_B, math.ceil(len(rows_B) / size)):
             total = self._loss_sum(micro_B)
-            (total / max(num_positions, 1)).backward()
+            (total / max(num_positions, 1)).backward()  # type: ignore[no-untyped-call]
             loss_sum += float(total.detach())
         return loss_sum, num_positions
 
@@ -198,26 +204,24 @@ class _Fit:
             hidden_PD = hidden_states(self.model, tokens_BT)[scored_BT]
             logits_PV = logits_of(self.model, hidden_PD)
         targets_P = tokens_BT.roll(-1, dims=1)[scored_BT]
-        return self.objective(logits_PV, labels, targets_P)["total"]
+        return self.objective(logits_PV, labels, targets_P)[TOTAL]
 
     def _end_epoch(self, checkpoint: Checkpoint) -> None:
         progress = self.progress
         epoch = progress.step // self.steps_per_epoch
         measured = validate(self.model, self.validation.sequences, self.validation.labels, precision=self.precision)
-        loss_name = self.objective.name
+        validated_by = "validation_kl_nats" if "forward_kl" in self.objective.names else "validation_cross_entropy_nats"
         entry: dict[str, Any] = {
             "epoch": epoch,
-            "loss": loss_name,
+            "loss": " + ".join(self.objective.names),
             "train_loss_nats": progress.epoch_loss_nats / max(progress.epoch_positions, 1),
-            "validation_loss_nats": measured[self.objective.validated_by],
+            "validation_loss_nats": measured[validated_by],
             **measured,
-            "tokens_per_s": len(self.text.sequences)
-            * self.text.sequences.tokens_per_sequence
-            / max(progress.epoch_seconds, 1e-9),
+            "tokens_per_s": self.num_tokens / self.settings.epochs / max(progress.epoch_seconds, 1e-9),
             "seconds": progress.epoch_seconds,
         }
         progress.history.append(entry)
-        entry["observation"] = observe(progress.history, len(progress.history) - 1)
+        entry["observation"] = observe(progress.history, epoch)
         progress.epoch_loss_nats, progress.epoch_positions, progress.epoch_seconds = 0.0, 0, 0.0
         if best_epoch(progress.history) == epoch:
             checkpoint.save_best(self.model)

@@ -6,7 +6,7 @@ __all__ = ["learning_rate_at"]
 
 
 def learning_rate_at(step: int, num_steps: int, *, peak: float, warmup_share: float, final_share: float) -> float:
-    """The rate for step 0 ... num_steps - 1: rises linearly over the warm-up, reaches ``final_share`` x peak at the end.
+    """The rate at a step of 0 ... num_steps - 1: rises linearly over the warm-up, ends at ``final_share`` x peak.
 
     Source: Loshchilov & Hutter 2017 (SGDR), eq. 5, one period, after a linear warm-up.
     """

@@ -4,12 +4,33 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from potstill.core.settings import Settings
+from potstill.core.settings import Count, Settings
+from potstill.distill.settings import ForwardKl, Loss
 
-__all__ = ["Precision", "TrainingSettings", "default_learning_rate"]
+__all__ = [
+    "LoadedTeacher",
+    "Machine",
+    "Precision",
+    "StudentSettings",
+    "TeacherChoice",
+    "TrainedTeacher",
+    "TrainingSettings",
+    "default_learning_rate",
+]
 
 Precision = Literal["float32", "bfloat16"]
 """What matrix products are computed in; weights, their optimiser state and losses are always float32."""
+
+
+class Machine(Settings):
+    """What the work is computed on and in, and the seed of every random draw.
+
+    ``precision``: of matrix products while training; "auto" is bfloat16 where the hardware multiplies it natively.
+    """
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 class TrainingSettings(Settings):
@@ -32,4 +53,38 @@ class TrainingSettings(Settings):
 
 def default_learning_rate(parameters: int) -> float:
     """2e-3 x (2M / parameters)^0.3: the peak rates that measured well from 1 M to 110 M parameters."""
-    return 2e-3 * (2e6 / parameters) ** 0.3
+    return float(2e-3 * (2e6 / parameters) ** 0.3)
+
+
+class TrainedTeacher(TrainingSettings):
+    """A Llama of about so many parameters, trained here to predict the next token.
+
+    It sees ``data.teacher_sentences`` rows: a teacher that has seen no more text than its student has little to teach.
+    """
+
+    kind: Literal["train"] = "train"
+    parameters: Annotated[Count, Field(gt=0)] = 3_000_000
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = 4
+
+
+class LoadedTeacher(Settings):
+    """Any causal LM in safetensors: a Hugging Face directory or a hub id."""
+
+    kind: Literal["load"]
+    model: Annotated[str, Field(min_length=1)]
+
+
+TeacherChoice = Annotated[TrainedTeacher | LoadedTeacher, Field(discriminator="kind")]
+
+
+class StudentSettings(TrainingSettings):
+    """The small model and how it learns.
+
+    ``from``: "scratch", or "teacher" for an embedding table that starts as the teacher's, projected. ``twin``: also
+    train the same student, from the same initial weights, without the teacher; null = if there is a teacher.
+    """
+
+    parameters: Annotated[Count, Field(gt=0)] = 500_000
+    start: Annotated[Literal["scratch", "teacher"], Field(alias="from")] = "scratch"
+    losses: tuple[Loss, ...] = (ForwardKl(),)
+    twin: bool | None = None

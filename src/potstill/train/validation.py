@@ -35,11 +35,12 @@ def validate(
     """
     device = model.device
     was_training = model.training
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     sums = {"cross_entropy": 0.0, "accuracy": 0.0, "kl": 0.0, "agreement": 0.0}
     num_positions = 0
+    by_length_N = np.argsort(sequences.lengths_N, kind="stable")
     for start in range(0, len(sequences), _ROWS_PER_BATCH):
-        rows_B = np.arange(start, min(start + _ROWS_PER_BATCH, len(sequences)))
+        rows_B = by_length_N[start : start + _ROWS_PER_BATCH]
         tokens, scored = sequences.rows(rows_B)
         tokens_BT, scored_BT = torch.from_numpy(tokens).to(device), torch.from_numpy(scored).to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):

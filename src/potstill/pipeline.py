@@ -1,0 +1,217 @@
+"""Run a recipe: do each stage once, skip what is done, stop at the first failure, and sum up.
+
+A stage's directory is an artefact once its manifest stands in it with the fingerprint that the recipe asks for.
+A directory without one is a stage that was killed: it goes on there if it was the same stage, else it starts afresh.
+"""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from potstill.core import interrupt
+from potstill.core.artefact import MANIFEST, Manifest, fingerprint_of, read_manifest, seal, verify_files
+from potstill.core.durable import read_json, write_json, write_text
+from potstill.core.errors import InputError, ResourceError, RunDirectoryError
+from potstill.core.memory import peak_memory_bytes, reset_peak_memory
+from potstill.core.trace import Event, Trace, read_trace
+from potstill.recipe import Recipe, dump_recipe
+from potstill.stages import Stage, stages_of
+from potstill.summary import summarise
+from potstill.train.settings import LoadedTeacher
+
+__all__ = ["read_summary", "run"]
+
+_IN_PROGRESS = "in-progress.json"
+
+
+def run(recipe: Recipe, out: Path, *, listeners: Sequence[Callable[[Event], None]] = ()) -> dict[str, Any]:
+    """Make everything that the recipe asks for in the run directory ``out``, and return the summary.
+
+    Run again, it does only what is missing or depends on what changed. Listeners hear every event of the trace.
+
+    Raises: PotstillError: whatever a stage can't do; finished stages stay. Interrupted: SIGINT or SIGTERM came.
+    """
+    started = time.perf_counter()
+    _make_directory(out)
+    with _locked(out), interrupt.watching():
+        _claim(out, recipe)
+        _use_threads(recipe.threads)
+        trace = Trace(out / "trace.jsonl", listeners=listeners)
+        stages = stages_of(recipe)
+        done: dict[str, Manifest] = {}
+        cached: dict[str, bool] = {}
+        for number, stage in enumerate(stages, start=1):
+            interrupt.check()
+            done[stage.name], cached[stage.name] = _make(stage, recipe, out, done, trace, (number, len(stages)))
+        summary = summarise(recipe, out, stages, done, cached, read_trace(out / "trace.jsonl"))
+        summary["seconds_this_time"] = round(time.perf_counter() - started, 3)
+        write_json(out / "summary.json", summary)
+        _report(out, trace.for_stage("report"))
+    return summary
+
+
+def read_summary(run_directory: Path) -> dict[str, Any]:
+    """Read a run's summary.
+
+    Raises: InputError: there is none; the run hasn't ended yet.
+    """
+    path = run_directory / "summary.json"
+    if not path.exists():
+        raise InputError(
+            "there is no summary here", where=str(run_directory), next_step="potstill run RECIPE makes or finishes it"
+        )
+    summary: dict[str, Any] = read_json(path)
+    return summary
+
+
+def _make(
+    stage: Stage, recipe: Recipe, out: Path, done: dict[str, Manifest], trace: Trace, place: tuple[int, int]
+) -> tuple[Manifest, bool]:
+    """Give the stage's manifest, made now or before, and whether it was made before."""
+    directory = out / "stages" / stage.name
+    input_fingerprints = {role: done[name].fingerprint for role, name in stage.inputs.items()}
+    fingerprint = fingerprint_of(
+        stage.kind, {**stage.settings, **_facts_outside(stage, recipe)}, input_fingerprints, stage.code_version
+    )
+    manifest = read_manifest(directory)
+    told = trace.for_stage(stage.name)
+    number, of = place
+    if manifest is not None and manifest.fingerprint == fingerprint:
+        verify_files(directory, manifest, contents=False)
+        told.event("stage_start", stage.kind, {"number": number, "of": of, "cached": True})
+        told.event("stage_end", stage.kind, _cost(manifest, cached=True))
+        return manifest, True
+    spent_s, resumed = _prepare_directory(directory, fingerprint)
+    told.event("stage_start", stage.kind, {"number": number, "of": of, "cached": False, "resumed": resumed})
+    started, clock = datetime.now(UTC), time.perf_counter()
+    reset_peak_memory()
+    inputs = {role: out / "stages" / name for role, name in stage.inputs.items()}
+    try:
+        stage.run(inputs, directory, told)
+    finally:
+        spent_s += time.perf_counter() - clock
+        write_json(directory / _IN_PROGRESS, {"fingerprint": fingerprint, "seconds": spent_s})
+    _sweep(directory, stage.scratch)
+    manifest = seal(
+        directory,
+        kind=stage.kind,
+        fingerprint=fingerprint,
+        settings=stage.settings,
+        inputs=input_fingerprints,
+        started=started,
+        seconds=spent_s,
+        peak_memory_bytes=peak_memory_bytes(),
+        leave_out=[_IN_PROGRESS],
+    )
+    (directory / _IN_PROGRESS).unlink()
+    told.event("stage_end", stage.kind, _cost(manifest, cached=False))
+    return manifest, False
+
+
+def _cost(manifest: Manifest, *, cached: bool) -> dict[str, Any]:
+    return {"seconds": manifest.seconds, "peak_memory_bytes": manifest.peak_memory_bytes, "cached": cached}
+
+
+def _facts_outside(stage: Stage, recipe: Recipe) -> dict[str, Any]:
+    """What the stage depends on besides the recipe: the files of the text, the teacher's weights."""
+    if stage.name == "01-data":
+        from potstill.data.sources import source_fingerprint
+
+        return {"source_facts": source_fingerprint(recipe.data)}
+    if isinstance(recipe.teacher, LoadedTeacher) and stage.name == "02-teacher":
+        from potstill.model.directory import locate
+        from potstill.model.store import model_fingerprint
+
+        return {"model": model_fingerprint(locate(recipe.teacher.model))}
+    return {}
+
+
+def _prepare_directory(directory: Path, fingerprint: str) -> tuple[float, bool]:
+    """Leave in place what a killed run of this very stage left; remove anything else.
+
+    Returns: seconds that were spent before, and whether there is something to go on from.
+    """
+    marker = directory / _IN_PROGRESS
+    if marker.exists() and not (directory / MANIFEST).exists():
+        state = read_json(marker)
+        if state["fingerprint"] == fingerprint:
+            return float(state["seconds"]), True
+    if directory.exists():
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True)
+    write_json(marker, {"fingerprint": fingerprint, "seconds": 0.0})
+    return 0.0, False
+
+
+def _sweep(directory: Path, scratch: Sequence[str]) -> None:
+    for pattern in scratch:
+        for path in directory.glob(pattern):
+            path.unlink()
+
+
+def _make_directory(out: Path) -> None:
+    try:
+        (out / "stages").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(
+            f"can't be made: {error.strerror}", where=str(out), next_step="choose another --out"
+        ) from error
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Hold the run directory for this process alone.
+
+    Raises: RunDirectoryError: another process holds it.
+    """
+    descriptor = os.open(out / "LOCK", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            raise RunDirectoryError(
+                f"is in use by another run (process {holder})",
+                where=str(out),
+                next_step="wait for it, or give another --out",
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _claim(out: Path, recipe: Recipe) -> None:
+    """Write the recipe down, unless the directory belongs to a recipe of another name."""
+    path = out / "recipe.yaml"
+    if path.exists():
+        import yaml
+
+        there = yaml.safe_load(path.read_text(encoding="utf-8"))
+        name = there.get("name") if isinstance(there, dict) else None
+        if name != recipe.name:
+            raise RunDirectoryError(
+                f"holds a run of recipe {name!r}, not {recipe.name!r}", where=str(out), next_step="give another --out"
+            )
+    write_text(path, dump_recipe(recipe))
+
+
+def _use_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _report(out: Path, trace: Trace) -> None:
+    from potstill.report.page import build_report
+
+    with trace.span("report"):
+        build_report(out)

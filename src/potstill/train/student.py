@@ -1,0 +1,118 @@
+"""The student stage: build the small model, train it on the soft labels, and train its plain twin without them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from potstill.core.trace import Trace
+from potstill.data.sequences import PackedSequences
+from potstill.distill.objective import Objective
+from potstill.distill.settings import CrossEntropy, needs_labels
+from potstill.distill.student import build_student
+from potstill.labels.store import LabelStore
+from potstill.model.store import load_model, model_fingerprint, save_model, tokenizer_fingerprint
+from potstill.train.loop import TrainingText, fit
+from potstill.train.precision import resolve_device, resolve_precision
+from potstill.train.settings import Machine, StudentSettings
+from potstill.train.tokens import vocabulary_of
+
+__all__ = ["LabelledText", "labelled_text", "train_student"]
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """The student's rows and the held-out rows, with the teacher's labels of both where there is a teacher."""
+
+    train: TrainingText
+    validation: TrainingText
+
+    def without_training_labels(self) -> "LabelledText":
+        """The same text for a model that learns from the true tokens; it is still compared with the teacher."""
+        return LabelledText(TrainingText(self.train.sequences), self.validation)
+
+
+def labelled_text(inputs: Mapping[str, Path], num_sentences: int) -> LabelledText:
+    """Open the student's text and, if there is a labels stage, its verified labels."""
+    data = inputs["data"]
+    train = PackedSequences.load(data, "train").first(num_sentences)
+    validation = PackedSequences.load(data, "validation")
+    if "labels" not in inputs:
+        return LabelledText(TrainingText(train), TrainingText(validation))
+    stores = {
+        split: LabelStore.open(
+            inputs["labels"] / split,
+            sequences=sequences,
+            teacher_fingerprint=model_fingerprint(inputs["teacher"] / "model"),
+            tokenizer_fingerprint=tokenizer_fingerprint(data / "tokenizer"),
+        )
+        for split, sequences in (("train", train), ("validation", validation))
+    }
+    return LabelledText(TrainingText(train, stores["train"]), TrainingText(validation, stores["validation"]))
+
+
+def train_student(
+    settings: StudentSettings,
+    machine: Machine,
+    num_sentences: int,
+    inputs: Mapping[str, Path],
+    out: Path,
+    trace: Trace,
+) -> None:
+    """Train the student, then its plain twin from the same initial weights.
+
+    Reads: data, and with a teacher: teacher, labels. Writes: model/, history.json, and twin/ with the same two.
+    """
+    text = labelled_text(inputs, num_sentences)
+    tokens_NT = text.train.sequences.tokens_NT
+    trace.input("text", shape=tokens_NT.shape, dtype=str(tokens_NT.dtype), example=tokens_NT[0, :12].tolist())
+    has_teacher = "teacher" in inputs
+    _train(settings, machine, text, inputs, out, trace, who="student", objective=Objective(settings.losses))
+    wants_twin = settings.twin if settings.twin is not None else has_teacher and needs_labels(settings.losses)
+    if wants_twin:
+        plain = text.without_training_labels()
+        _train(settings, machine, plain, inputs, out / "twin", trace, who="twin", objective=Objective([CrossEntropy()]))
+
+
+def _train(
+    settings: StudentSettings,
+    machine: Machine,
+    text: LabelledText,
+    inputs: Mapping[str, Path],
+    out: Path,
+    trace: Trace,
+    *,
+    who: str,
+    objective: Objective,
+) -> None:
+    device = resolve_device(machine.device)
+    precision = resolve_precision(machine.precision, device)
+    model = _initial_student(settings, machine, inputs).to(device)  # type: ignore[arg-type] # transformers wraps torch's `to`
+    trace.metric("parameters", model.num_parameters(), "1", model=who)
+    fit(
+        model,
+        text.train,
+        text.validation,
+        objective=objective,
+        settings=settings,
+        seed=machine.seed,
+        precision=precision,
+        directory=out,
+        trace=trace,
+        who=who,
+    )
+    save_model(model.cpu(), inputs["data"] / "tokenizer", out / "model")
+    words = f"{model.config.num_hidden_layers} blocks, {model.config.hidden_size} wide"
+    trace.output(who, shape=[model.num_parameters()], dtype="float32", example=words)
+
+
+def _initial_student(settings: StudentSettings, machine: Machine, inputs: Mapping[str, Path]) -> PreTrainedModel:
+    teacher = load_model(inputs["teacher"] / "model") if settings.start == "teacher" else None
+    return build_student(
+        settings.parameters,
+        start=settings.start,
+        teacher=teacher,
+        vocabulary=vocabulary_of(inputs["data"]),
+        seed=machine.seed,
+    )
