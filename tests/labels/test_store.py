@@ -51,7 +51,7 @@ def test_facts_count_every_file(tmp_path, sequences, make_store, open_store):
 
 @pytest.mark.parametrize("order", [[2, 0, 1], [1], []])
 def test_an_interrupted_store_ends_in_the_same_bytes(tmp_path, sequences, make_writer, make_store, order):
-    """Some shards are there, one half-written file lies about; going on writes the rest and nothing else."""
+    """Some shards are there, one is cut, a killed write's file lies about; going on writes the rest and nothing else."""
     kind = TopK(k=6)
     labels = make_store(tmp_path / "whole", kind)
     first = make_writer(tmp_path / "killed", kind)
@@ -68,6 +68,7 @@ def test_an_interrupted_store_ends_in_the_same_bytes(tmp_path, sequences, make_w
     for name in [f"shard-{rows.start:08d}.labels" for number, rows in enumerate(ranges) if number not in order][:1]:
         whole = (tmp_path / "whole" / name).read_bytes()
         (tmp_path / "killed" / name).write_bytes(whole[: len(whole) // 2])
+        (tmp_path / "killed" / f".{name}.0123abcd.partial").write_bytes(whole[: len(whole) // 3])
     second = make_writer(tmp_path / "killed", kind)
     assert second.missing() == [rows for number, rows in enumerate(ranges) if number not in order]
     for rows in second.missing():

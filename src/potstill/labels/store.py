@@ -95,7 +95,7 @@ class LabelWriter:
             raise BugError(f"{num_positions} labels were given for {expected} scored positions")
 
     def finish(self) -> None:
-        """Write the index, which makes the directory a store; shards of an earlier, other try are removed.
+        """Write the index, which makes the directory a store; what an earlier try left behind is removed.
 
         Raises: BugError: a shard is missing still.
         """
@@ -105,7 +105,8 @@ class LabelWriter:
             raise BugError(
                 f"{len(entries) - len(whole)} of {len(entries)} shards are missing", where=f"{self._directory}"
             )
-        for stray in set(self._directory.glob(SHARDS)) - {self._directory / entry.file for entry in whole}:
+        found = {*self._directory.glob(SHARDS), *self._directory.glob(".*.partial")}
+        for stray in found - {self._directory / entry.file for entry in whole}:
             stray.unlink()
         index = self._index.model_copy(update={"shards": whole})
         write_json(self._directory / INDEX, index.model_dump(mode="json"))

@@ -13,11 +13,11 @@ __all__ = ["CaptureSettings"]
 class CaptureSettings(Settings):
     """Which labels, of how many sentences of the training text, and how the teacher runs.
 
-    With float32 the labels don't depend on ``batch_sentences`` beyond rounding; with bfloat16 the teacher's matrix
-    products are rounded to 8 bits of mantissa first.
+    ``precision``: of the teacher's matrix products; log-probabilities are always computed in float32.
     """
 
     labels: LabelKind
     sentences: int = Field(ge=1)
     batch_sentences: int = Field(default=32, ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"
+    device: str = "cpu"

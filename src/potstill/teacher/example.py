@@ -1,0 +1,70 @@
+"""What a soft label looks like at one position, for people: {word: 0.7, …}.
+
+Shapes: P scored positions of a row, K outcomes kept.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from potstill.data.sequences import PackedSequences
+from potstill.data.tokenizer import token_text
+from potstill.labels.kinds import SoftLabels, TopKLabels
+from potstill.labels.store import LabelStore
+
+__all__ = ["label_example"]
+
+_ROWS_LOOKED_AT = 64
+_CONTEXT_TOKENS = 8
+_DENSE_ENTRIES = 32
+
+
+def label_example(
+    store: LabelStore, sequences: PackedSequences, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any] | None:
+    """A position of the first rows where the teacher is neither sure nor lost, with its label.
+
+    It is the one whose likeliest token has a probability nearest to one half, after at least eight tokens of context
+    where a row has as many; so it shows what a label is, and says nothing of how labels are on the whole.
+
+    Returns: ``context``, ``true_next``, ``entries`` of ``token``, ``id``, ``probability``, likeliest first;
+    ``tail_mass``, ``entropy_nats`` (the tail counted as one outcome); None if nothing is scored.
+    """
+    best: tuple[tuple[bool, float], int, int, TopKLabels] | None = None
+    for row in range(min(len(sequences), _ROWS_LOOKED_AT)):
+        _, scored_1T = sequences.rows([row])
+        positions_P = np.flatnonzero(scored_1T[0])
+        labels = _likeliest(store.read([row]))
+        for number, position in enumerate(positions_P.tolist()):
+            probability = float(labels.logprobs_PK[number, 0].exp())
+            rank = (position < _CONTEXT_TOKENS, abs(probability - 0.5))
+            if best is None or rank < best[0]:
+                best = rank, row, position, labels.at(slice(number, number + 1))
+    if best is None:
+        return None
+    _, row, position, label = best
+    tokens_T = [int(token) for token in sequences.tokens_NT[row, : position + 2]]
+    probabilities_K, tail_mass = label.logprobs_PK[0].exp(), float(label.tail_mass_P[0])
+    outcomes = torch.cat([probabilities_K, label.tail_mass_P])
+    return {
+        "context": tokenizer.decode(tokens_T[:-1], skip_special_tokens=True),
+        "true_next": token_text(tokenizer, tokens_T[-1]),
+        "entries": [
+            {"token": token_text(tokenizer, token), "id": token, "probability": probability}
+            for token, probability in zip(label.ids_PK[0].tolist(), probabilities_K.tolist(), strict=True)
+        ],
+        "tail_mass": tail_mass,
+        "entropy_nats": float(torch.special.entr(outcomes).sum()),
+    }
+
+
+def _likeliest(labels: SoftLabels) -> TopKLabels:
+    """The few likeliest entries of any labels that hold log-probabilities."""
+    if isinstance(labels, TopKLabels):
+        return labels
+    assert not hasattr(labels, "weights_PK")  # noqa: S101 - draws have no store yet
+    kept = labels.logprobs_PV.topk(min(_DENSE_ENTRIES, labels.logprobs_PV.shape[1]), dim=-1)
+    tail_P = labels.logprobs_PV.exp().scatter(-1, kept.indices, 0.0).sum(-1)
+    return TopKLabels(kept.indices, kept.values, tail_P)
