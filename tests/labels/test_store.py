@@ -51,7 +51,7 @@ def test_facts_count_every_file(tmp_path, sequences, make_store, open_store):
 
 @pytest.mark.parametrize("order", [[2, 0, 1], [1], []])
 def test_an_interrupted_store_ends_in_the_same_bytes(tmp_path, sequences, make_writer, make_store, order):
-    """Some shards are there, one is cut, a killed write's file lies about; going on writes the rest and nothing else."""
+    """Some shards are there, one is cut, one is a left-over; going on writes the rest and no more."""
     kind = TopK(k=6)
     labels = make_store(tmp_path / "whole", kind)
     first = make_writer(tmp_path / "killed", kind)

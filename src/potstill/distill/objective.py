@@ -58,7 +58,7 @@ class Objective:
         return {**sums, TOTAL: total}
 
 
-def objective_from_hidden(  # noqa: PLR0913 - the objective, its four arguments, and the size of a chunk
+def objective_from_hidden(
     objective: Objective,
     hidden_PD: Tensor,
     head: Callable[[Tensor], Tensor],

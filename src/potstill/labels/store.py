@@ -44,7 +44,7 @@ class LabelWriter:
     The bytes depend on the labels, the text and ``sequences_per_shard`` only: not on how often it was interrupted.
     """
 
-    def __init__(  # noqa: PLR0913 - what a store is bound to, each named at the call
+    def __init__(
         self,
         directory: Path,
         kind: TopK | Dense,

@@ -17,7 +17,7 @@ __all__ = ["check_teacher", "vocabulary_of_data"]
 _OWN = "use data.tokenizer: {kind: teacher}"
 
 
-def check_teacher(  # noqa: PLR0913 - both sides of the comparison
+def check_teacher(
     model: PreTrainedModel,
     directory: Path,
     tokenizer: PreTrainedTokenizerBase,
