@@ -119,6 +119,11 @@ def test_an_unknown_architecture_is_refused(saved: Path):
     refused(saved, "no-such-model")
 
 
+def test_a_config_with_a_wrong_type_is_refused(saved: Path):
+    change_json(saved / "config.json", hidden_size="wide")
+    refused(saved, "hidden_size")
+
+
 def test_weights_that_could_run_code_are_refused_with_the_way_to_convert(saved: Path):
     (saved / "model.safetensors").unlink()
     (saved / "pytorch_model.bin").write_bytes(b"pickle")

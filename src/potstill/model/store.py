@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from potstill.core.durable import canonical_json, replacing, sha256_of_file, write_text
@@ -42,7 +43,7 @@ def load_model(model: str | Path, *, dtype: torch.dtype = torch.float32, check_f
             )
     except ImportError as error:
         raise ResourceError(f"needs a package that isn't installed: {_line(error)}", where=str(directory)) from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except (StrictDataclassError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"can't be loaded as a causal language model: {_line(error)}", where=str(directory), next_step=_RESAVE
         ) from error
