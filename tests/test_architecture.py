@@ -14,14 +14,15 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = (
     {"core"},
-    {"data", "model", "labels"},
+    {"data", "model"},
+    {"labels"},
     {"distill", "teacher", "prune", "quantize", "runtime"},
     {"train", "export", "evaluate"},
     {"recipe", "report"},
     {"stages"},
     {"summary"},
     {"pipeline"},
-    {"cli", "terminal", "tables", "variants", "environment"},
+    {"cli", "terminal", "tables", "variants", "environment", "continuation"},
 )
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 

@@ -17,7 +17,7 @@ import typer
 
 from potstill import __version__
 from potstill.core.errors import Interrupted, PotstillError, QualityGateError, RecipeError
-from potstill.variants import locate_model, locate_run
+from potstill.variants import locate_run, variant_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,7 +48,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JS
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or its name under runs/.")]
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="A model directory, a GGUF file, or RUN:VARIANT, as in quickstart:student."),
+    typer.Argument(
+        metavar="MODEL", help="A model directory, a hub id, a GGUF file, or RUN:VARIANT as in quickstart:student."
+    ),
 ]
 
 
@@ -107,7 +109,7 @@ def inspect(model: Model, as_json: AsJson = False) -> None:
     """Count a model's parameters by part and its bytes by dtype, from its config alone."""
     from potstill.model.inspect import inspect_config  # noqa: PLC0415
 
-    _show(inspect_config(locate_model(model)), as_json=as_json, printer=_print_tree)
+    _show(inspect_config(variant_path(model, of_config=True) or model), as_json=as_json, printer=_print_tree)
 
 
 @app.command()
@@ -153,7 +155,12 @@ def generate(
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="How many tokens to add.")] = 40,
 ) -> None:
     """Go on from a text with a model's likeliest words."""
-    raise NotImplementedError
+    from potstill.continuation import continue_text  # noqa: PLC0415
+    from potstill.model.directory import locate  # noqa: PLC0415
+    from potstill.terminal import visible  # noqa: PLC0415
+
+    path = variant_path(model) or (Path(model) if model.endswith(".gguf") else locate(model))
+    _print(visible(prompt + continue_text(path, prompt, tokens)))
 
 
 @app.command()

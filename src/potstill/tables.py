@@ -15,7 +15,8 @@ from potstill.terminal import MISSING, count, megabytes, stage_line, stage_name,
 
 __all__ = ["print_summary", "print_tree"]
 
-_MODEL_COLUMNS = ("model", "file", "weights", "MB", "perplexity [95 %]", "agree", "prefill/s", "decode/s")
+_MODEL_COLUMNS = ("model", "file", "MB", "perplexity\n[95 %]", "agree", "prefill\ntok/s", "decode\ntok/s")
+_WIDE = 96
 _EPOCH_COLUMNS = ("epoch", "train nats", "held-out nats", "accuracy", "agreement")
 
 
@@ -25,7 +26,7 @@ def print_summary(console: Console, summary: Mapping[str, Any], *, stages: bool)
         for number, stage in enumerate(summary["stages"], start=1):
             console.print(stage_line(f"{number}/{len(summary['stages'])}", stage_name(stage["name"]), stage))
         _print_epochs(console, summary["training"]["student"])
-    _print_table(console, _MODEL_COLUMNS, (_model_cells(row) for row in summary["models"]), num_left=2)
+    _print_models(console, summary["models"])
     for kind in ("warnings", "fallbacks"):
         for text in summary[kind]:
             console.print(Text(f"! {kind[:-1]}: {visible(text)}", style="yellow"))
@@ -60,7 +61,8 @@ def _print_epochs(console: Console, epochs: Sequence[Mapping[str, Any]]) -> None
 
 
 def _print_table(console: Console, headings: Sequence[str], rows: Iterable[Sequence[str]], *, num_left: int) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    gap = 1 if console.width >= _WIDE else 0
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap, 0, 0))
     for column, heading in enumerate(headings):
         table.add_column(Text(heading), justify="left" if column < num_left else "right", overflow="fold")
     for row in rows:
@@ -68,13 +70,20 @@ def _print_table(console: Console, headings: Sequence[str], rows: Iterable[Seque
     console.print(table)
 
 
+def _print_models(console: Console, models: Sequence[Mapping[str, Any]]) -> None:
+    """The closing table, one line a model at 80 columns; a wider terminal shows the number of weights too."""
+    wide = console.width >= _WIDE
+    columns = (*_MODEL_COLUMNS, "weights") if wide else _MODEL_COLUMNS
+    rows = ((*_model_cells(row), count(row.get("parameters"))) for row in models)
+    _print_table(console, columns, (row[: len(columns)] for row in rows), num_left=2)
+
+
 def _model_cells(row: Mapping[str, Any]) -> Sequence[str]:
     low_high = row.get("perplexity_interval_95")
-    interval = f" [{_number(low_high[0])}, {_number(low_high[1])}]" if low_high else ""
+    interval = f" [{low_high[0]:.3g}, {low_high[1]:.3g}]" if low_high else ""
     return (
         visible(row["name"]),
         visible(f"{row['engine']} {row['dtype']}"),
-        count(row.get("parameters")),
         megabytes(row.get("bytes")),
         _number(row.get("perplexity")) + interval,
         _fraction(row.get("agreement_with_teacher")),

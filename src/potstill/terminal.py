@@ -4,6 +4,7 @@ Two listeners of the trace: one for a terminal, one that writes plain lines for 
 files that anybody may have written, so none is read as markup and no control character reaches the terminal.
 """
 
+import os
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +33,7 @@ __all__ = [
 PLAIN_PROGRESS_EVERY_S = 10.0
 _CHECK, _CACHED, _WARNING = "✓", "=", "!"
 MISSING = "-"
+_WIDTH_OF_FILES = 120
 
 
 def visible(text: object) -> str:
@@ -46,7 +48,8 @@ def visible(text: object) -> str:
 
 def console_for(stream: TextIO) -> Console:
     """A console that reads no markup, no emoji codes and highlights nothing; it honours ``NO_COLOR``."""
-    return Console(file=stream, markup=False, emoji=False, highlight=False, soft_wrap=False)
+    width = None if stream.isatty() or "COLUMNS" in os.environ else _WIDTH_OF_FILES
+    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False, soft_wrap=False)
 
 
 @contextmanager

@@ -3,12 +3,11 @@
 A variant is looked for by the names of the stages, so a run without pruning is read like one with it.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from potstill.core.errors import InputError
 
-__all__ = ["locate_model", "locate_run", "variants_of"]
+__all__ = ["locate_run", "variant_path"]
 
 _MODEL_STAGES = {
     "teacher": "teacher/model",
@@ -30,27 +29,32 @@ def locate_run(name: str) -> Path:
     raise InputError("is no run directory", where=name, next_step=f"runs here: {runs}")
 
 
-def locate_model(name: str) -> Path:
-    """The model directory or file that ``name`` means.
+def variant_path(name: str, *, of_config: bool = False) -> Path | None:
+    """What ``RUN:VARIANT`` means: a model's directory, or its GGUF file unless ``of_config`` asks for a config.
 
-    Raises: InputError: there is no such path, run or variant.
+    None for a ``name`` that is no such pair, or that names a path as it stands.
+
+    Raises: InputError: there is no such run, or it has no such variant.
     """
-    if Path(name).exists():
-        return Path(name)
     run_name, colon, variant = name.rpartition(":")
-    if not colon:
-        raise InputError("there is no such file or directory", where=name, next_step="name a variant as RUN:student")
-    variants = variants_of(locate_run(run_name))
+    if not colon or Path(name).exists():
+        return None
+    directory = locate_run(run_name)
+    variants = _directories_of(directory) | ({} if of_config else _files_of(directory))
     if variant not in variants:
-        raise InputError(f"has no variant {variant!r}", where=run_name, next_step=f"it has: {', '.join(variants)}")
+        there = ", ".join(variants) or "none yet"
+        raise InputError(f"has no variant {variant!r}", where=str(directory), next_step=f"it has: {there}")
     return variants[variant]
 
 
-def variants_of(run_directory: Path) -> Mapping[str, Path]:
-    """Every model of a run by name; a quantized one means its GGUF file where there is one, for that is what runs."""
+def _directories_of(run_directory: Path) -> dict[str, Path]:
     stages = run_directory / "stages"
-    found = {name: path for name, place in _MODEL_STAGES.items() for path in sorted(stages.glob(f"[0-9]*-{place}"))}
-    found |= {path.name: path for path in sorted(stages.glob("[0-9]*-quantize/*")) if (path / "config.json").is_file()}
-    files = sorted(stages.glob("[0-9]*-export/*.gguf"))
-    found |= {path.stem: path for path in files} | {path.name: path for path in files}
-    return found
+    named = {name: path for name, place in _MODEL_STAGES.items() for path in stages.glob(f"[0-9]*-{place}")}
+    quantized = sorted(path.parent for path in stages.glob("[0-9]*-quantize/*/config.json"))
+    return named | {path.name: path for path in quantized}
+
+
+def _files_of(run_directory: Path) -> dict[str, Path]:
+    """GGUF files by name with and without the suffix: what runs is the file, so it goes before a directory."""
+    files = sorted(run_directory.glob("stages/[0-9]*-export/*.gguf"))
+    return {path.stem: path for path in files} | {path.name: path for path in files}

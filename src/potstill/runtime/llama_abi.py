@@ -14,12 +14,14 @@ from typing import Any, ClassVar
 
 from potstill.core.errors import ResourceError
 
-__all__ = ["PINNED", "Batch", "ContextParams", "Library", "ModelParams", "check_defaults", "load_library"]
+__all__ = ["PINNED", "Batch", "ContextParams", "GgufParams", "Library", "ModelParams", "check_defaults", "load_library"]
 
 PINNED = "2026.10.11549"
 """The xllamacpp release whose llama.cpp these layouts were read from."""
 
 _TAIL_BYTES = 512
+_ERROR = 4
+_MOST_COMPLAINTS = 20
 _POINTER = ctypes.c_void_p
 _INT = ctypes.c_int32
 _UINT = ctypes.c_uint32
@@ -102,6 +104,12 @@ class Batch(ctypes.Structure):
     ]
 
 
+class GgufParams(ctypes.Structure):
+    """``gguf_init_params``: read the header only, make no tensors."""
+
+    _fields_: ClassVar[Any] = [("no_alloc", _BOOL), ("ctx", _POINTER)]
+
+
 _MODEL_DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
         "devices": None,
@@ -173,15 +181,28 @@ _PROTOTYPES: Mapping[str, tuple[Any, tuple[Any, ...]]] = MappingProxyType(
         "llama_decode": (_INT, (_POINTER, Batch)),
         "llama_get_logits": (ctypes.POINTER(ctypes.c_float), (_POINTER,)),
         "llama_get_logits_ith": (ctypes.POINTER(ctypes.c_float), (_POINTER, _INT)),
+        "llama_vocab_bos": (_INT, (_POINTER,)),
+        "llama_vocab_eos": (_INT, (_POINTER,)),
+        "llama_detokenize": (_INT, (_POINTER, _POINTER, _INT, _POINTER, _INT, _BOOL, _BOOL)),
+        "gguf_init_from_file": (_POINTER, (ctypes.c_char_p, GgufParams)),
+        "gguf_free": (None, (_POINTER,)),
+        "gguf_find_key": (ctypes.c_int64, (_POINTER, ctypes.c_char_p)),
+        "gguf_get_kv_type": (_INT, (_POINTER, ctypes.c_int64)),
+        "gguf_get_val_str": (ctypes.c_char_p, (_POINTER, ctypes.c_int64)),
+        "gguf_get_val_u32": (_UINT, (_POINTER, ctypes.c_int64)),
+        "gguf_get_val_f32": (_FLOAT, (_POINTER, ctypes.c_int64)),
+        "gguf_get_arr_type": (_INT, (_POINTER, ctypes.c_int64)),
+        "gguf_get_arr_n": (ctypes.c_size_t, (_POINTER, ctypes.c_int64)),
+        "gguf_get_arr_str": (ctypes.c_char_p, (_POINTER, ctypes.c_int64, ctypes.c_size_t)),
         "llama_tokenize": (_INT, (_POINTER, ctypes.c_char_p, _INT, _POINTER, _INT, _BOOL, _BOOL)),
     }
 )
 
 
 class Library:
-    """llama.cpp's functions with their types, and the last errors it logged.
+    """llama.cpp's functions with their types, and the errors it logged.
 
-    Its own log goes nowhere; ``complaints`` keeps the warnings and errors since ``forget`` for our messages.
+    Its own log goes nowhere; ``complaints`` keeps the errors since ``forget`` for our messages.
     """
 
     def __init__(self, path: Path) -> None:
@@ -211,15 +232,14 @@ class Library:
         """Forget the complaints so far."""
         self.complaints.clear()
 
-    def last_complaint(self) -> str:
-        """The last line that llama.cpp logged as a warning or an error."""
-        return self.complaints[-1] if self.complaints else "llama.cpp gives no reason"
+    def first_complaint(self) -> str:
+        """The first line that llama.cpp logged as an error since ``forget``: the cause, where later ones are effects."""
+        return self.complaints[0] if self.complaints else "it gives no reason"
 
     def _listen(self, level: int, text: bytes | None, _data: int | None) -> None:
         line = (text or b"").decode(errors="replace").strip()
-        if level in {3, 4} and line:
+        if level == _ERROR and line and len(self.complaints) < _MOST_COMPLAINTS:
             self.complaints.append(line)
-            del self.complaints[:-20]
 
 
 @cache

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from potstill.core import interrupt
 from potstill.core.errors import BugError, InputError, ResourceError
 from potstill.runtime.engine import EngineFacts
+from potstill.runtime.gguf_header import require_loadable
 from potstill.runtime.llama_abi import Batch, load_library
 
 __all__ = ["LlamaCppEngine"]
@@ -40,6 +41,7 @@ class LlamaCppEngine:
     def __init__(self, path: Path, *, threads: int) -> None:
         _require_gguf(path)
         self._library = load_library()
+        require_loadable(self._library, path)
         self._threads = threads
         self._context: _Context | None = None
         self._model = self._load(path)
@@ -107,6 +109,23 @@ class LlamaCppEngine:
             raise BugError(f"llama.cpp wants room for {-count} tokens of {len(content)} bytes", where=self.facts.name)
         return [int(token) for token in tokens_N[:count]]
 
+    @property
+    def beginning_id(self) -> int | None:
+        """The token that a text begins with: the beginning-of-text token, or the end-of-text one if there is none."""
+        beginning = self._library.llama_vocab_bos(self._vocab)
+        token = beginning if beginning >= 0 else self._library.llama_vocab_eos(self._vocab)
+        return int(token) if token >= 0 else None
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, special ones spelled out; bytes that are no UTF-8 become replacement characters."""
+        tokens_N = np.asarray(tokens, dtype=np.int32)
+        self._require_known(tokens_N.astype(np.int64))
+        arguments = (self._vocab, tokens_N.ctypes.data, len(tokens_N))
+        size = -min(self._library.llama_detokenize(*arguments, None, 0, False, True), 0)
+        room = ctypes.create_string_buffer(size + 1)
+        count = self._library.llama_detokenize(*arguments, ctypes.addressof(room), size, False, True)
+        return room.raw[:count].decode(errors="replace")
+
     def close(self) -> None:
         """Free the model; the engine is of no use afterwards."""
         if self._context is not None:
@@ -130,7 +149,7 @@ class LlamaCppEngine:
         model = self._library.llama_model_load_from_file(str(path).encode(), params)
         if not model:
             raise InputError(
-                f"llama.cpp can't load it: {self._library.last_complaint()}",
+                f"llama.cpp can't load it: {self._library.first_complaint()}",
                 where=str(path),
                 next_step="export the model again; if it is another program's file, check that it is whole",
             )
@@ -179,7 +198,7 @@ class _Context:
         self._pointer = self._library.llama_init_from_model(model, params)
         if not self._pointer:
             raise ResourceError(
-                f"llama.cpp can't make a context of {sequences} x {tokens} tokens: {self._library.last_complaint()}",
+                f"llama.cpp can't make a context of {sequences} x {tokens} tokens: {self._library.first_complaint()}",
                 next_step="score shorter rows, or free memory",
             )
         self._require_as_asked(tokens * sequences, sequences, threads)
@@ -217,7 +236,7 @@ class _Context:
         self._library.forget()
         status = self._library.llama_decode(self._pointer, batch)
         if status:
-            raise BugError(f"llama_decode answers {status}: {self._library.last_complaint()}", where="llama.cpp")
+            raise BugError(f"llama_decode answers {status}: {self._library.first_complaint()}", where="llama.cpp")
 
     def logits(self, number: int) -> NDArray[np.float32]:
         """The logits kept by the last ``decode``, in the order of its tokens: a view that the next call overwrites.
