@@ -27,7 +27,8 @@ STANDARD_LIBRARY = "python"
 _PROCESSES = 2
 _LARGEST_FILE_BYTES = 2_000_000  # larger ones are generated tables
 _FEWEST_QUOTED = 300  # characters between triple quotes, below which a file isn't worth parsing
-_GENERATED = "automatically generated"  # such files repeat the docstrings of what they were made from
+_SMALLEST_QUOTED_SHARE = 0.1  # likewise; a quarter of all source, and a twentieth of what is quoted
+_GENERATED = re.compile(r"(?:automatically|auto-?) ?(?:generated|written)|DO NOT EDIT", re.IGNORECASE)
 _HEADER_CHARACTERS = 1_000
 _TRIPLE_QUOTED = re.compile(r'"""(.*?)"""|\'\'\'(.*?)\'\'\'', re.DOTALL)
 _LEFT_OUT = re.compile(
@@ -111,13 +112,19 @@ def _attached(call: ast.expr) -> Iterator[str]:
 def _paragraphs_of_file(path: str) -> list[str]:
     try:
         source = Path(path).read_text(encoding="utf-8")
-        if _GENERATED in source[:_HEADER_CHARACTERS]:
-            return []
-        if sum(len(quoted[0]) + len(quoted[1]) for quoted in _TRIPLE_QUOTED.findall(source)) < _FEWEST_QUOTED:
+        if not _is_worth_parsing(source):
             return []
         return [paragraph for docstring in docstrings_of(source) for paragraph in prose_paragraphs(docstring)]
     except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
         return []  # a template or another Python's file in some package; the next file serves as well
+
+
+def _is_worth_parsing(source: str) -> bool:
+    """Whether a file was written by people and explains itself; generated ones repeat what they were made from."""
+    if _GENERATED.search(source[:_HEADER_CHARACTERS]):
+        return False
+    num_quoted = sum(len(double) + len(single) for double, single in _TRIPLE_QUOTED.findall(source))
+    return num_quoted >= max(_FEWEST_QUOTED, _SMALLEST_QUOTED_SHARE * len(source))
 
 
 def _in_subprocesses(paths: Sequence[str]) -> list[list[str]]:

@@ -68,7 +68,7 @@ def pack(
     return Packed(_array(rows[:most_rows], prompts[:most_rows], coder, tokens_per_row), num_short, num_truncated)
 
 
-_PARAGRAPHS_AT_ONCE = 20_000
+_PARAGRAPHS_AT_ONCE = 2_000
 
 
 def _encoded(paragraphs: Sequence[Paragraph], coder: TextCoder, tokens_per_row: int) -> list[_Row]:

@@ -31,6 +31,7 @@ _TABLE = re.compile(r"[|+].*[|+]|[=\-+|~ ]{4,}|.*\S\s{3,}\S.*|.*\S[ \t]+--?[ \t]
 _LETTERS = re.compile(r"[A-Za-z]")
 _STRANGE = re.compile(
     r"[#_]{2}|[{}<>|\\^=~@$`*\ufffd\x00-\x1f]|https?:|www\.|->|\.\.\.|::|--|//|%[sdr(]|\[\d|TODO|FIXME|XXX"
+    r"|[Cc]opyright|All rights reserved|Licensed under"
 )
 _CODE_WORD = re.compile(r"\w*_\w*|\w+(?:\.\w+)+|\w+\(.*|\w*[a-z][A-Z]\w*|[\w.]*\d[\w.]*|[^\w\s]*|[A-Z]{2,}")
 _COMMON = frozenset(

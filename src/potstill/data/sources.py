@@ -6,8 +6,10 @@ from typing import Any
 
 from potstill.core.settings import Settings
 from potstill.data.docstrings import docstring_paragraphs, docstring_versions
+from potstill.data.files import TABLE_SUFFIXES, answer_passages, file_facts, file_passages
+from potstill.data.hub import hub_facts, hub_passages
 from potstill.data.passages import BadInput, Passage
-from potstill.data.settings import DataSettings, Docstrings
+from potstill.data.settings import Answers, DataSettings, Docstrings, Files, Hub
 
 __all__ = ["read_passages", "source_fingerprint"]
 
@@ -17,13 +19,20 @@ def _docstrings(source: Docstrings, _bad: BadInput) -> Iterator[Passage]:
 
 
 def _docstrings_facts(source: Docstrings) -> Mapping[str, Any]:
-    return docstring_versions(source.packages)
+    return {"packages": docstring_versions(source.packages)}
 
 
 _READERS: Mapping[type[Settings], Callable[[Any, BadInput], Iterator[Passage]]] = MappingProxyType(
-    {Docstrings: _docstrings}
+    {Docstrings: _docstrings, Files: file_passages, Hub: hub_passages, Answers: answer_passages}
 )
-_FACTS: Mapping[type[Settings], Callable[[Any], Mapping[str, Any]]] = MappingProxyType({Docstrings: _docstrings_facts})
+_FACTS: Mapping[type[Settings], Callable[[Any], Mapping[str, Any]]] = MappingProxyType(
+    {
+        Docstrings: _docstrings_facts,
+        Files: lambda source: file_facts(source.paths),
+        Hub: hub_facts,
+        Answers: lambda source: file_facts(source.paths, suffixes=TABLE_SUFFIXES),
+    }
+)
 
 
 def read_passages(settings: DataSettings, bad: BadInput) -> Iterator[Passage]:
