@@ -1,0 +1,143 @@
+# ruff: noqa: RUF001 - typographic characters are meant
+"""How each model learned: curves that share an axis only where they share a quantity, and a table an epoch a row."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from potstill.report import figures
+from potstill.report.charts import Curve, curves
+from potstill.report.summary import Epoch, Training
+
+__all__ = ["Panel", "TrainingTable", "panels", "tables", "trains_on_divergence"]
+
+_TITLES = {"teacher": "The teacher", "student": "The student", "twin": "The plain twin"}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart with its title and the sentence under it."""
+
+    title: str
+    unit: str
+    drawing: Markup
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class TrainingTable:
+    """One model's epochs; ``agreement`` and ``own_loss`` say which columns it has."""
+
+    who: str
+    title: str
+    epochs: Sequence[Epoch]
+    loss_name: str
+    agreement: bool
+    cross_entropy: bool
+    observed: bool
+
+
+def trains_on_divergence(epochs: Sequence[Epoch]) -> bool:
+    """Whether the loss of these epochs is a distance to the teacher, not to the true tokens."""
+    return any(epoch.loss is not None and "cross_entropy" not in epoch.loss for epoch in epochs)
+
+
+def panels(training: Training) -> list[Panel]:
+    """The charts there are figures for: divergence, cross-entropy, agreement, accuracy."""
+    found = [_divergence(training), _cross_entropy(training), _agreement(training), _accuracy(training)]
+    return [panel for panel in found if panel is not None]
+
+
+def tables(training: Training) -> list[TrainingTable]:
+    """A table for each model that was trained here, the student first: it is what the run is about."""
+    parts = [("student", training.student), ("teacher", training.teacher), ("twin", training.twin)]
+    return [
+        TrainingTable(
+            who=who,
+            title=_TITLES[who],
+            epochs=epochs,
+            loss_name=_loss_name(epochs),
+            agreement=any(epoch.validation_agreement is not None for epoch in epochs),
+            cross_entropy=any(epoch.validation_cross_entropy_nats is not None for epoch in epochs)
+            and trains_on_divergence(epochs),
+            observed=any(epoch.observation for epoch in epochs),
+        )
+        for who, epochs in parts
+        if epochs
+    ]
+
+
+def _loss_name(epochs: Sequence[Epoch]) -> str:
+    names = list(dict.fromkeys(epoch.loss for epoch in epochs if epoch.loss))
+    return ", ".join(names).replace("_", " ") if names else "loss, its divergence not named by the run"
+
+
+def _divergence(training: Training) -> Panel | None:
+    if not trains_on_divergence(training.student):
+        return None
+    lines = [
+        _curve("held-out", "var(--student)", training.student, lambda epoch: epoch.validation_loss_nats),
+        _curve("training", "var(--faint)", training.student, lambda epoch: epoch.train_loss_nats, dashed=True),
+    ]
+    caption = f"The student’s loss: {_loss_name(training.student)}. Zero would mean: the same distribution everywhere."
+    return _panel("divergence", "Distance to the teacher", "nats per token", lines, figures.nats, caption)
+
+
+def _cross_entropy(training: Training) -> Panel | None:
+    own = trains_on_divergence(training.student)
+    lines = [
+        _curve("teacher", "var(--teacher)", training.teacher, lambda epoch: epoch.validation_loss_nats),
+        _curve("twin", "var(--twin)", training.twin, lambda epoch: epoch.validation_loss_nats),
+        _curve(
+            "student",
+            "var(--student)",
+            training.student,
+            lambda epoch: (
+                epoch.validation_cross_entropy_nats
+                if own
+                else epoch.validation_cross_entropy_nats or epoch.validation_loss_nats
+            ),
+        ),
+    ]
+    caption = "Cross-entropy on held-out text, the one loss all of them share."
+    return _panel("cross-entropy", "Surprise at the true token", "nats per token", lines, figures.nats, caption)
+
+
+def _agreement(training: Training) -> Panel | None:
+    lines = [
+        _curve("student", "var(--student)", training.student, lambda epoch: epoch.validation_agreement),
+        _curve("twin", "var(--twin)", training.twin, lambda epoch: epoch.validation_agreement),
+    ]
+    caption = "Held-out positions where the likeliest token is the teacher’s likeliest."
+    return _panel("agreement", "Agreement with the teacher", "share of positions", lines, figures.share, caption)
+
+
+def _accuracy(training: Training) -> Panel | None:
+    lines = [
+        _curve("teacher", "var(--teacher)", training.teacher, lambda epoch: epoch.validation_accuracy),
+        _curve("student", "var(--student)", training.student, lambda epoch: epoch.validation_accuracy),
+        _curve("twin", "var(--twin)", training.twin, lambda epoch: epoch.validation_accuracy),
+    ]
+    caption = "Held-out positions where the likeliest token is the one that really came next."
+    return _panel("accuracy", "Accuracy", "share of positions", lines, figures.share, caption)
+
+
+def _curve(
+    name: str, colour: str, epochs: Sequence[Epoch], value: Callable[[Epoch], float | None], *, dashed: bool = False
+) -> Curve:
+    points = [(epoch.epoch, found) for epoch in epochs if (found := value(epoch)) is not None]
+    return Curve(name, colour, points, dashed)
+
+
+def _panel(
+    name: str, title: str, unit: str, lines: Sequence[Curve], write: Callable[[float], str], caption: str
+) -> Panel | None:
+    said = "; ".join(
+        f"{line.name} from {write(line.points[0][1])} at epoch {line.points[0][0]:g}"
+        f" to {write(line.points[-1][1])} at epoch {line.points[-1][0]:g}"
+        for line in lines
+        if line.points
+    )
+    drawing = curves(f"curve-{name}", lines, alternative=f"{title}, {unit}: {said}.", write=write)
+    return None if drawing is None else Panel(title, unit, drawing, caption)
