@@ -1,5 +1,6 @@
 """How is a Hugging Face byte-level BPE tokenizer written into a GGUF file, so that llama.cpp cuts text alike?"""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +64,11 @@ def read_tokenizer(directory: Path, config: Mapping[str, Any]) -> GgufTokenizer:
             f"has the token id {max(texts)}, but the model's vocabulary ends at {size - 1}", where=str(path)
         )
     unused = [id_ for id_ in range(size) if id_ not in texts]
-    texts |= {id_: f"[PAD{id_}]" for id_ in unused}
+    texts |= {id_: f"<|unused {id_}|>" for id_ in unused}
     types |= dict.fromkeys(unused, TokenType.UNUSED)
+    repeated = [text for text, times in Counter(texts.values()).items() if times > 1]
+    if repeated:
+        raise _unsupported(f"a vocabulary in which {repeated[0]!r} has two ids", path)
     merges = (merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"])
     return GgufTokenizer(
         pre=pre,

@@ -233,7 +233,7 @@ class Library:
         self.complaints.clear()
 
     def first_complaint(self) -> str:
-        """The first line that llama.cpp logged as an error since ``forget``: the cause, where later ones are effects."""
+        """The first error that llama.cpp logged since ``forget``: the cause, where later ones are effects."""
         return self.complaints[0] if self.complaints else "it gives no reason"
 
     def _listen(self, level: int, text: bytes | None, _data: int | None) -> None:
