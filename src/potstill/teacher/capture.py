@@ -22,6 +22,7 @@ from potstill.core import interrupt
 from potstill.core.durable import write_json
 from potstill.core.errors import InputError, RecipeError
 from potstill.core.trace import Trace
+from potstill.data.facts import vocabulary_of
 from potstill.data.sequences import PackedSequences
 from potstill.labels.kinds import DenseLabels, SoftLabels, TopKLabels
 from potstill.labels.settings import Dense, TopK
@@ -29,7 +30,7 @@ from potstill.labels.store import LabelStore, LabelWriter
 from potstill.model.anatomy import hidden_states, logits_of
 from potstill.model.store import load_model, load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from potstill.teacher.example import label_example
-from potstill.teacher.fit import check_teacher, vocabulary_of_data
+from potstill.teacher.fit import check_teacher
 from potstill.teacher.settings import CaptureSettings
 
 __all__ = ["capture_labels", "labels_of"]
@@ -86,7 +87,7 @@ def capture_labels(settings: CaptureSettings, inputs: Mapping[str, Path], out: P
     sequences = {split: PackedSequences.load(data, split) for split in _SPLITS}
     sequences["train"] = sequences["train"].first(settings.sentences)
     tokenizer = load_tokenizer(data / "tokenizer")
-    vocabulary = vocabulary_of_data(data)
+    vocabulary = vocabulary_of(data)
     model = load_model(directory).to(settings.device)  # type: ignore[arg-type] # transformers wraps torch's `to`
     check_teacher(model, directory, tokenizer, vocabulary, sequences["train"].tokens_per_sequence, trace=trace)
     teacher = _Teacher(model, vocabulary, settings)

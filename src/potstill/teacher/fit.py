@@ -7,12 +7,11 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from potstill.core.durable import read_json
 from potstill.core.errors import InputError
 from potstill.core.trace import Trace
 from potstill.model.store import load_tokenizer
 
-__all__ = ["check_teacher", "vocabulary_of_data"]
+__all__ = ["check_teacher"]
 
 _OWN = "use data.tokenizer: {kind: teacher}"
 
@@ -47,18 +46,6 @@ def check_teacher(
         trace.warning("the teacher brings no tokenizer: that its ids mean the text's tokens is taken on trust")
         return
     _check_vocabularies(load_tokenizer(directory).get_vocab(), tokenizer.get_vocab(), directory)
-
-
-def vocabulary_of_data(data: Path) -> int:
-    """V, as the data stage tells it.
-
-    Raises: InputError: ``data.json`` is damaged.
-    """
-    facts = read_json(data / "data.json")
-    vocabulary = facts.get("vocabulary") if isinstance(facts, dict) else None
-    if not isinstance(vocabulary, int) or vocabulary < 1:
-        raise InputError("doesn't say how large the vocabulary is", where=str(data / "data.json"))
-    return vocabulary
 
 
 def _check_vocabularies(teacher: dict[str, int], text: dict[str, int], directory: Path) -> None:

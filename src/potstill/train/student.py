@@ -16,7 +16,7 @@ from potstill.model.store import load_model, model_fingerprint, save_model, toke
 from potstill.train.loop import TrainingText, fit
 from potstill.train.precision import resolve_device, resolve_precision
 from potstill.train.settings import Machine, StudentSettings
-from potstill.train.tokens import vocabulary_of
+from potstill.data.facts import vocabulary_of
 
 __all__ = ["LabelledText", "labelled_text", "train_student"]
 

@@ -16,7 +16,7 @@ from potstill.model.store import load_model, save_model
 from potstill.train.loop import TrainingText, fit
 from potstill.train.precision import resolve_device, resolve_precision
 from potstill.train.settings import LoadedTeacher, Machine, TrainedTeacher
-from potstill.train.tokens import vocabulary_of
+from potstill.data.facts import vocabulary_of
 
 __all__ = ["load_teacher", "train_teacher"]
 
