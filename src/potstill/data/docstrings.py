@@ -112,11 +112,10 @@ def _attached(call: ast.expr) -> Iterator[str]:
 def _paragraphs_of_file(path: str) -> list[str]:
     try:
         source = Path(path).read_text(encoding="utf-8")
-        if not _is_worth_parsing(source):
-            return []
-        return [paragraph for docstring in docstrings_of(source) for paragraph in prose_paragraphs(docstring)]
+        docstrings = list(docstrings_of(source)) if _is_worth_parsing(source) else []
     except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
         return []  # a template or another Python's file in some package; the next file serves as well
+    return [paragraph for docstring in docstrings for paragraph in prose_paragraphs(docstring)]
 
 
 def _is_worth_parsing(source: str) -> bool:

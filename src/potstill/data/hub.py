@@ -21,10 +21,9 @@ def hub_passages(source: Hub, bad: BadInput) -> Iterator[Passage]:
 
     Raises: ResourceError: the extra ``hub`` isn't installed. RemoteError: the hub doesn't answer or has no such thing.
     """
-    datasets = _datasets()
     revision = hub_facts(source)["revision"]
     try:
-        rows = datasets.load_dataset(source.id, source.config, split=source.split, revision=revision, streaming=True)
+        rows = data_builder(source.id, source.config, revision).as_streaming_dataset(split=source.split)
         for number, row in enumerate(islice(rows, source.rows), start=1):
             if number % 1_000 == 0:
                 interrupt.check()

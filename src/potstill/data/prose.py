@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from potstill.data.markup import plain_text
 from potstill.data.sentences import split_sentences
@@ -113,7 +114,7 @@ def _candidates(blocks: list[_Block]) -> Iterator[str]:
     margin = 0  # where prose stands here
     beyond: int | None = None  # what is indented more than this belongs to something left out
     in_section = False  # under an underlined heading of something left out
-    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+    for block, following in zip_longest(blocks, blocks[1:]):
         lines = block.lines
         if len(lines) > 1 and _UNDERLINE.fullmatch(lines[1]):
             in_section = not _PROSE_SECTION.fullmatch(lines[0].strip(": "))
