@@ -46,7 +46,8 @@ def write_text(path: Path, content: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - any JSON value
     """Write ``content`` to ``path`` as indented JSON, durably and in one step; NaN and infinity are refused."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_bytes(path, text.encode(errors="replace"))  # half a surrogate pair has no UTF-8
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - any JSON value

@@ -125,7 +125,9 @@ def _json_value(value: Any) -> Any:  # noqa: ANN401 - any value made of JSON-lik
         return {str(key): _json_value(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_json_value(part) for part in value]
-    if isinstance(value, str | bool | int | None):
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()  # half a surrogate pair has no UTF-8
+    if isinstance(value, bool | int | None):
         return value
     if hasattr(value, "item"):
         return _json_value(value.item())

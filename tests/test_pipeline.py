@@ -1,0 +1,184 @@
+"""The pipeline as a user runs it: real processes, real signals, real files."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from potstill.core.durable import sha256_of_file
+
+_WORDS = "the small still distils a large model into one that a laptop runs while the report says what was lost".split()
+_RECIPE = """
+name: tiny
+seed: 3
+threads: 1
+data:
+  source: {kind: files, paths: [text.txt]}
+  sentences: 120
+  teacher_sentences: 150
+  tokens_per_sentence: 24
+  validation_sentences: 20
+  test_sentences: 20
+  shortest_sentence: 4
+  tokenizer: {kind: train, vocabulary: 300}
+teacher: {kind: train, parameters: 60k, epochs: 3}
+labels: {kind: top_k, k: 8}
+student: {parameters: 40k, epochs: 4}
+quantize: [{scheme: float16}, {scheme: int8}]
+export: [{format: gguf}]
+evaluate: {prompts: ["the small"], prompt_tokens: 16, new_tokens: 8, rounds: 1, resamples: 100}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a text of our own making and a recipe for it."""
+    folder = tmp_path_factory.mktemp("runs")
+    generator = random.Random(0)
+    sentences = [" ".join(generator.choices(_WORDS, k=generator.randint(8, 18))).capitalize() + "." for _ in range(600)]
+    (folder / "text.txt").write_text("\n\n".join(sentences))
+    (folder / "recipe.yaml").write_text(_RECIPE)
+    return folder
+
+
+def command(folder: Path, out: str, *more: str) -> list[str]:
+    return [sys.executable, "-m", "potstill.cli", "run", str(folder / "recipe.yaml"), "--out", str(folder / out), *more]
+
+
+def start(folder: Path, out: str, *more: str) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        command(folder, out, *more), cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(folder: Path, out: str, *more: str) -> str:
+    process = start(folder, out, *more)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return output
+
+
+def hashes(run: Path) -> dict[str, str]:
+    """sha256 of every model, label, code and exported file of a run."""
+    kept = [path for path in (run / "stages").rglob("*") if path.suffix in {".safetensors", ".gguf", ".npy", ".bin", ".shard"}]
+    kept += [path for path in (run / "stages" / "03-labels").rglob("*") if path.is_file() and path.name != "manifest.json"]
+    assert any("model.safetensors" in path.name for path in kept)
+    return {str(path.relative_to(run)): sha256_of_file(path) for path in kept}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder):
+    started = time.perf_counter()
+    output = finish(folder, "undisturbed", "--json")
+    return folder / "undisturbed", json.loads(output), time.perf_counter() - started
+
+
+def test_a_run_makes_every_key_of_the_summary_and_a_report(undisturbed):
+    run, printed, _ = undisturbed
+    summary = json.loads((run / "summary.json").read_text())
+    assert printed == summary
+    keys = {"recipe", "seconds", "peak_memory_bytes", "stages", "training", "models", "labels", "twin", "warnings", "fallbacks"}
+    assert keys <= summary.keys()
+    assert [stage["name"][:2] for stage in summary["stages"]] == ["01", "02", "03", "04", "06", "07", "08"]
+    for stage in summary["stages"]:
+        assert stage["inputs"], stage["name"]
+        assert stage["outputs"], stage["name"]
+    for row in summary["models"]:
+        missing = [key for key, value in row.items() if value is None]
+        assert not missing, (row["name"], missing)
+    assert summary["labels"]["bytes_per_token"] > 0
+    assert summary["twin"]["interval_95"][0] <= summary["twin"]["difference_nats"] <= summary["twin"]["interval_95"][1]
+    assert len(summary["training"]["student"]) == 4
+    assert "<html" in (run / "report.html").read_text()
+
+
+def test_run_again_does_nothing_twice(folder, undisturbed):
+    run, _, _ = undisturbed
+    before = hashes(run)
+    times = {path: path.stat().st_mtime_ns for path in (run / "stages").rglob("*")}
+    again = json.loads(finish(folder, "undisturbed", "--json"))
+    assert all(stage["cached"] for stage in again["stages"])
+    assert hashes(run) == before
+    assert {path: path.stat().st_mtime_ns for path in (run / "stages").rglob("*")} == times
+
+
+def test_a_changed_recipe_makes_again_only_what_depends_on_it(folder, undisturbed):
+    summary = json.loads(finish(folder, "undisturbed", "--json", "--set", "quantize=[{scheme: int8}]"))
+    cached = {stage["name"]: stage["cached"] for stage in summary["stages"]}
+    assert {name for name, was_there in cached.items() if not was_there} == {"06-quantize", "07-export", "08-evaluate"}
+    json.loads(finish(folder, "undisturbed", "--json"))
+
+
+def test_killed_at_ten_random_moments_it_ends_in_the_same_bytes(folder, undisturbed):
+    """SIGKILL, wherever the run happens to be; the last start is left alone."""
+    whole, _, seconds = undisturbed
+    generator = random.Random(os.urandom(8))
+    moments = [generator.uniform(0.1, 0.6) * seconds for _ in range(10)]
+    for moment in moments:
+        process = start(folder, "killed")
+        time.sleep(moment)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+    finish(folder, "killed")
+    assert hashes(folder / "killed") == hashes(whole), f"killed after {moments} s"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_and_the_conventional_exit_code(folder, undisturbed, number, code):
+    whole, _, _ = undisturbed
+    out = f"signal-{code}"
+    process = start(folder, out)
+    history = folder / out / "stages" / "02-teacher" / "in-progress.json"
+    deadline = time.monotonic() + 120
+    while not history.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    finish(folder, out)
+    assert hashes(folder / out) == hashes(whole)
+
+
+def test_a_second_run_in_the_same_directory_is_refused_at_once(folder):
+    first = start(folder, "busy")
+    lock = folder / "busy" / "LOCK"
+    deadline = time.monotonic() + 60
+    while not (lock.exists() and lock.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    second = start(folder, "busy")
+    _, errors = second.communicate(timeout=30)
+    assert first.poll() is None, "the first run must still be there for this to prove anything"
+    first.kill()
+    first.communicate(timeout=60)
+    assert second.returncode == 7
+    assert "in use by another run" in errors
+
+
+def test_another_recipe_in_the_same_directory_is_refused(folder, undisturbed):
+    process = start(folder, "undisturbed", "--set", "name=other")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 7
+    assert "holds a run of recipe 'tiny'" in errors
+
+
+def test_a_damaged_artefact_is_named(folder, undisturbed):
+    run, _, _ = undisturbed
+    victim = run / "stages" / "04-student" / "model" / "model.safetensors"
+    content = victim.read_bytes()
+    try:
+        victim.write_bytes(content[:-1])
+        process = start(folder, "undisturbed")
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 3
+        assert "model.safetensors" in errors
+    finally:
+        victim.write_bytes(content)
