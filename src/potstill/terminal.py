@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Self, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.text import Text
 
 from potstill.core.trace import Event
@@ -196,7 +196,7 @@ def _columns(width: int) -> list[ProgressColumn]:
     return [
         _What(),
         BarColumn(bar_width=bar_width),
-        TextColumn("{task.percentage:>3.0f}%", markup=False),
+        _Percent(),
         _Rate(),
         _Left(),
     ]
@@ -207,6 +207,13 @@ class _What(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(task.fields["what"][:30].ljust(18), style="bold")
+
+
+class _Percent(ProgressColumn):
+    """How much is done, where the end is known."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.total is None else f"{task.percentage:>3.0f}%")
 
 
 class _Rate(ProgressColumn):
