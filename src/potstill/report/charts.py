@@ -6,6 +6,7 @@ throughout the page.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import altair as alt
 from markupsafe import Markup
@@ -102,16 +103,18 @@ def rows_chart(
         y=alt.Y("row:O", sort=None, axis=None),
         color=alt.Color("colour:N", scale=None),
     )
-    text = {"fill": "var(--ink)", "aria": False, "baseline": "middle"}
     chart = alt.layer(
         *(_bars(base) if from_zero else _dots(base, alt.X("low:Q", scale=scale, axis=axis))),
-        base.mark_text(align="left", dx=6, **text).encode(x=alt.X("high:Q", scale=scale, axis=axis), text="text:N"),
-        base.mark_text(align="right", dx=-8, **text).encode(
-            x=alt.datum(domain[0], type="quantitative"), text="label:N"
-        ),
+        _text(base, "left", 6).encode(x=alt.X("high:Q", scale=scale, axis=axis), text="text:N"),
+        _text(base, "right", -8).encode(x=alt.datum(domain[0], type="quantitative"), text="label:N"),
     ).properties(width=_ROW_WIDTH, height=_ROW_HEIGHT * len(rows))
     margins = (label_width + 10, _ROW_WIDTH, _ROW_VALUE_WIDTH)
     return draw(chart.to_dict(), name=name, alternative=alternative, columns=margins)
+
+
+def _text(base: alt.Chart, align: Literal["left", "right"], dx: float) -> alt.Chart:
+    text: alt.Chart = base.mark_text(align=align, dx=dx, baseline="middle", fill="var(--ink)", aria=False)
+    return text
 
 
 def _bars(base: alt.Chart) -> list[alt.Chart]:
@@ -148,7 +151,8 @@ def _end_labels(lines: Sequence[Curve], domain: Sequence[float]) -> alt.Chart:
         for line, (epoch, _), height in zip(lines, ends, heights, strict=True)
     ]
     text = alt.Chart(alt.InlineData(values=values)).mark_text(align="left", dx=8, fontSize=12, aria=False)
-    return text.encode(x="epoch:Q", y="value:Q", text="name:N", color=alt.Color("colour:N", scale=None))
+    labels: alt.Chart = text.encode(x="epoch:Q", y="value:Q", text="name:N", color=alt.Color("colour:N", scale=None))
+    return labels
 
 
 def _row_values(row: Row, number: int, low: float) -> dict[str, object]:

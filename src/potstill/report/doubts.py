@@ -93,8 +93,10 @@ def _shares(name: str, **shares: float | None) -> Iterator[str]:
 
 
 def _unreported(run: Run) -> Iterator[str]:
+    """Warnings told outside of any stage; those of a stage the summary has chosen, leaving out stale ones."""
     known = {*run.summary.warnings, *run.summary.fallbacks}
+    stages = {stage.name for stage in run.summary.stages}
     for event in run.events:
         kind, value = event.get("kind"), str(event.get("value"))
-        if kind in {"warning", "fallback"} and value not in known:
-            yield f"in the trace but not in the summary ({kind}, {event.get('stage')}): {value}"
+        if kind in {"warning", "fallback"} and event.get("stage") not in stages and value not in known:
+            yield f"in the trace but not in the summary ({kind}): {value}"

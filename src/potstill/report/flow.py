@@ -98,9 +98,9 @@ def _text(summary: Summary, stages: Sequence[Stage]) -> Station | None:
     given = _first_text(stages) if example is None else str(example)
     if not given:
         return None
-    counts = (summary.data or {}).get("sentences")
-    total = sum(value for value in counts.values() if _is_count(value)) if isinstance(counts, dict) else None
-    figure = f"{figures.count(total)} sentences" if total else "text"
+    text = (summary.data or {}).get("text")
+    total = text.get("sentences") if isinstance(text, dict) else None
+    figure = f"{figures.count(total)} sentences" if isinstance(total, int | float) and total else "text"
     return Station("text", "var(--ink)", figure, "UTF-8", plain_example(given), Glyph(_words(given)))
 
 
@@ -159,9 +159,8 @@ def _quantized(summary: Summary) -> Station | None:
         return None
     steps = "".join(f"h13v{-60 / 8:.2f}" for _ in range(8))
     example = _said_by(summary.predictions, model.name)
-    return Station(
-        "int8", "var(--int8)", "255 steps, one scale per 32 weights", "int8", example, Glyph(path=f"M8,68{steps}")
-    )
+    figure = "255 steps, one scale per 32 weights"
+    return Station("int8", "var(--int8)", figure, "int8", example, Glyph(path=f"M8,68{steps}"))
 
 
 def _file(summary: Summary) -> Station | None:
@@ -171,10 +170,6 @@ def _file(summary: Summary) -> Station | None:
     path = "M42,8h26l12,12v48h-38zM68,8v12h12"
     speed = f"writes {figures.rate(small.decode_tokens_per_s)}" if small.decode_tokens_per_s else ""
     return Station("file", "var(--int8)", figures.size(small.bytes), small.format.upper(), speed, Glyph(path=path))
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _first_text(stages: Sequence[Stage]) -> str:

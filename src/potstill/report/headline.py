@@ -51,7 +51,7 @@ def _became(teacher: Model | None, student: Model | None) -> str:
 
 def _file(model: Model, teacher: Model | None) -> str:
     base = base_of(model)
-    owner = "Its" if base == "student" else f"The {base} student's" if base == "pruned" else f"The {base}'s"
+    owner = "Its" if base == "student" else f"The {base} student’s" if base == "pruned" else f"The {base}’s"
     parts = [f"{owner} {model.dtype} file is {figures.size(model.bytes, 2)}"]
     if teacher is not None and teacher.bytes and model.bytes and teacher.bytes > model.bytes:
         parts.append(f"{figures.times(teacher.bytes / model.bytes)} times smaller than the teacher’s")
@@ -68,8 +68,8 @@ def _cost(summary: Summary) -> str:
     peak = summary.peak_memory_bytes
     memory = "" if peak is None else f" and at most {figures.size(peak)} of memory"
     cached = sum(stage.cached for stage in summary.stages)
-    kept = f" ({cached} of {len(summary.stages)} stages were kept from an earlier run)" if cached else ""
-    return f"The run took {figures.seconds(summary.seconds)}{memory}{kept}."
+    kept = f" ({cached} of {len(summary.stages)} stages were kept from before)" if cached else ""
+    return f"Making it took {figures.seconds(summary.seconds)}{memory}{kept}."
 
 
 def _quality(summary: Summary) -> str:
@@ -97,7 +97,8 @@ def _worth(summary: Summary) -> str:
     interval = ""
     bounds = twin.interval_95
     if bounds is not None and len(bounds) == 2 and None not in bounds:
-        interval = f" (95{_GAP}% interval {figures.signed_nats(bounds[0])} to {figures.signed_nats(bounds[1])})"
+        low = figures.signed_nats(bounds[0]).removesuffix(f"{_GAP}nats")
+        interval = f" (95{_GAP}% interval {low} to {figures.signed_nats(bounds[1])})"
     verdict = f" {twin.verdict[0].upper()}{twin.verdict[1:].rstrip('.')}." if twin.verdict else ""
     return (
         "Against its plain twin, the same student on the same sentences without a teacher: "

@@ -26,8 +26,8 @@ from potstill.report.questions import questions
 from potstill.report.softlabels import label_view
 from potstill.report.summary import Described, Run, Stage, read_run
 from potstill.report.text import visible
-from potstill.report.training import panels, tables
-from potstill.report.variants import DTYPES, by_dtype, label_of, squares, variant_panels
+from potstill.report.training import cross_entropy_of, panels, tables
+from potstill.report.variants import DTYPES, by_dtype, label_of, reference_of, squares, variant_panels
 
 __all__ = ["build_report", "render"]
 
@@ -65,6 +65,7 @@ def render(run: Run) -> str:
             predictions=[prediction_view(prediction) for prediction in summary.predictions],
             variant_panels=variant_panels(summary.models),
             by_dtype=by_dtype(summary.models),
+            reference=reference_of(summary.models),
             dtypes=DTYPES,
             label=label_view(summary.label_example),
             slowest=max((stage.seconds or 0.0 for stage in summary.stages), default=0.0),
@@ -86,24 +87,10 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Any] = {
-        name: getattr(figures, name)
-        for name in (
-            "count",
-            "decimal",
-            "nats",
-            "probability",
-            "rate",
-            "seconds",
-            "number",
-            "share",
-            "signed_nats",
-            "size",
-            "times",
-        )
-    }
+    filters: dict[str, Any] = {name: getattr(figures, name) for name in figures.__all__ if name != "MISSING"}
     filters |= {
         "colour": colour_of,
+        "cross_entropy": cross_entropy_of,
         "example": plain_example,
         "label": label_of,
         "shape": shape_of,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from potstill.report import figures
 from potstill.report.mistakes import Mistake, mistakes
 from potstill.report.summary import Model, Summary
-from potstill.report.training import trains_on_divergence
+from potstill.report.training import divergence_of
 from potstill.report.variants import find
 
 __all__ = ["GROUP_BYTES", "Question", "questions"]
@@ -22,6 +22,13 @@ GROUP_BYTES = 34
 """An int8 group: 32 codes of one byte and a float16 scale of two."""
 
 _WANTED = 3
+_ROUNDING = 0.01
+
+
+_QUARTER = (
+    "A quarter would be one byte instead of four. But a code from −127 to 127 means nothing without its step, so each "
+    f"group of 32 weights carries a scale of two bytes: {34 / 128:.4f} of float32, before anything else."
+)
 
 
 @dataclass(frozen=True)
@@ -51,20 +58,17 @@ def why_not_a_quarter(summary: Summary) -> Question | None:
     codes = small.parameters * GROUP_BYTES / GROUP_WEIGHTS
     rest_full, rest_small = full.bytes - 4 * full.parameters, small.bytes - codes
     sums = [
-        f"float32: {small.parameters:,.0f} weights × 4 B = {4 * full.parameters:,.0f} B; the file has {full.bytes:,.0f} B",
+        f"float32: {full.parameters:,.0f} weights × 4 B = {4 * full.parameters:,.0f} B; the file: {full.bytes:,.0f} B",
         f"int8: 32 codes × 1 B + one scale × 2 B = 34 B for 32 weights; 34 ÷ (32 × 4) = {34 / 128:.4f}",
-        f"{small.parameters:,.0f} weights × 34 ÷ 32 = {codes:,.0f} B; the file has {small.bytes:,.0f} B",
+        f"{small.parameters:,.0f} weights × 34 ÷ 32 = {codes:,.0f} B; the file: {small.bytes:,.0f} B",
         f"measured: {small.bytes:,.0f} ÷ {full.bytes:,.0f} = {small.bytes / full.bytes:.4f}",
     ]
-    answer = [
-        "A quarter would be one byte instead of four. But a code from −127 to 127 means nothing without its step, so "
-        f"each group of 32 weights carries a scale of two bytes: {34 / 128:.4f} of float32, before anything else."
-    ]
+    answer = [_QUARTER]
     if rest_full > 0 and rest_small > 0:
         answer.append(
-            f"Beyond that, {figures.size(rest_full)} of the float32 file and {figures.size(rest_small)} of the int8 "
-            "file are no matrix at all: vocabulary, header, and vectors that stay in full precision. They don’t shrink, "
-            "so the smaller the model, the further from a quarter."
+            f"What is left, {figures.size(rest_full)} of the float32 file and {figures.size(rest_small)} of the int8 "
+            "file, is header, vocabulary, and vectors kept more precisely than the sum assumes. It doesn’t shrink, so "
+            "the smaller the model, the further from a quarter."
         )
     ratio = f"{small.bytes / full.bytes:.3f}"
     return Question(f"Why is the int8 file {ratio} of the float32 file, and not exactly a quarter?", answer, sums)
@@ -81,18 +85,23 @@ def where_the_loss_came_from(summary: Summary) -> Question | None:
     distilling = math.log(student.perplexity / teacher.perplexity)
     rounding = math.log(small.perplexity / student.perplexity)
     sums = [
-        f"distilling: ln({_p(student)} ÷ {_p(teacher)}) = {figures.signed_nats(distilling)} per token",
-        f"int8: ln({_p(small)} ÷ {_p(student)}) = {figures.signed_nats(rounding)} per token",
-        f"together: ln({_p(small)} ÷ {_p(teacher)}) = {figures.signed_nats(distilling + rounding)} per token",
+        f"distilling: ln({_p(student)} ÷ {_p(teacher)}) = {_exact(distilling)}",
+        f"int8: ln({_p(small)} ÷ {_p(student)}) = {_exact(rounding)}",
+        f"together: ln({_p(small)} ÷ {_p(teacher)}) = {_exact(distilling + rounding)}",
     ]
     answer = ["Logarithms of perplexities add up, so the way from teacher to int8 file splits into two steps."]
     if distilling > 0 and abs(rounding) < distilling:
-        per = f"{100 * abs(rounding) / distilling:.2g}\u202f%"
-        answer.append(
-            f"Becoming small cost {figures.nats(distilling)}; rounding changed {figures.nats(abs(rounding))}, {per} of it."
-        )
+        part = figures.share(abs(rounding) / distilling, 2)
+        answer.append(f"Becoming small cost the most; rounding changed as little as {part} of that.")
     elif distilling <= 0:
         answer.append("Here the student is no worse than its teacher: what was lost, if anything, rounding lost.")
+    bounds = small.difference_to_base_interval_95
+    if small.difference_to_base_nats is not None and bounds is not None and len(bounds) == 2:
+        answer.append(
+            "Measured position by position on the same text, the int8 file differs from what it was made from by "
+            f"{figures.signed_nats(small.difference_to_base_nats)} per token (95 % interval "
+            f"{figures.signed_nats(bounds[0])} to {figures.signed_nats(bounds[1])})."
+        )
     found = mistakes(summary.predictions)
     if found:
         answer.append(
@@ -112,38 +121,56 @@ def what_divergence_means(summary: Summary) -> Question | None:
     if student is None or student.kl_to_teacher_nats is None:
         return None
     kl = student.kl_to_teacher_nats
-    sums = [f"e^{kl:.3f} = {math.exp(kl):.3f}"]
+    sums = [f"e^{kl:.4f} = {math.exp(kl):.3f}"]
     answer = [
         "Zero: KL is zero only where the two distributions are the same, and it can’t be negative.",
-        f"At {figures.nats(kl)}, a word drawn from the teacher is on (geometric) average {math.exp(kl):.2f} times less "
-        "likely to the student than to the teacher.",
+        _less_likely(kl),
     ]
     epochs = summary.training.student
-    first, last = (epochs[0], epochs[-1]) if epochs else (None, None)
-    if first and last and first is not last and trains_on_divergence(epochs):
-        start, end = first.validation_loss_nats, last.validation_loss_nats
+    if len(epochs) > 1:
+        start, end = divergence_of(epochs[0]), divergence_of(epochs[-1])
         if start is not None and end is not None:
             answer.append(
-                f"Training moved the held-out loss from {figures.nats(start)} at epoch {first.epoch:g} to "
-                f"{figures.nats(end)} at epoch {last.epoch:g}."
+                f"On the validation text training moved it from {figures.nats(start)} at epoch {epochs[0].epoch:g} to "
+                f"{figures.nats(end)} at epoch {epochs[-1].epoch:g}."
             )
-    example, vocabulary = summary.label_example, (summary.data or {}).get("vocabulary")
-    if example is not None and example.entropy_nats is not None and isinstance(vocabulary, int) and vocabulary > 1:
-        ignorant = math.log(vocabulary) - example.entropy_nats
-        sums.append(
-            f"ln {vocabulary:,} − {example.entropy_nats:.3f} = {math.log(vocabulary):.3f} − {example.entropy_nats:.3f} "
-            f"= {figures.nats(ignorant)}"
-        )
-        answer.append(
-            f"And a student that knew nothing, every one of {vocabulary:,} tokens equally likely, would stand "
-            f"{figures.nats(ignorant)} from the teacher at the position drawn under “Soft labels”: "
-            "ln V minus the teacher’s entropy there."
-        )
+    ignorant = _ignorant(summary)
+    if ignorant is not None:
+        sums.append(ignorant.sums[0])
+        answer += ignorant.answer
     return Question(
-        f"The student’s KL to its teacher is {figures.nats(kl)}. What would it be for a perfect copy, and how far is this?",
+        f"The student’s KL to its teacher is {figures.nats(kl)}. What would it be for a perfect copy, and is this far?",
         answer,
         sums,
     )
+
+
+def _less_likely(kl: float) -> str:
+    return (
+        f"At {figures.nats(kl)}, a word drawn from the teacher is on (geometric) average {math.exp(kl):.2f} times less "
+        "likely to the student than to the teacher."
+    )
+
+
+def _ignorant(summary: Summary) -> Question | None:
+    """How far a model that finds all tokens equally likely stands from the teacher, at the position drawn."""
+    example, vocabulary = summary.label_example, (summary.data or {}).get("vocabulary")
+    if example is None or example.tail_mass is None or not isinstance(vocabulary, int):
+        return None
+    kept = [entry.probability for entry in example.entries if entry.probability]
+    others = vocabulary - len(example.entries)
+    if not kept or others <= 0 or abs(sum(kept) + example.tail_mass - 1) > _ROUNDING:
+        return None
+    tail = example.tail_mass
+    entropy = -sum(p * math.log(p) for p in kept) - (tail * math.log(tail) if tail else 0.0)
+    distance = math.log(vocabulary) - entropy - tail * math.log(others)
+    sums = f"ln {vocabulary:,} − {entropy:.3f} − {tail:.3f} × ln {others:,} = {distance:.3f} nats"
+    answer = (
+        f"And a student that knew nothing, to which all {vocabulary:,} tokens are equally likely, would stand "
+        f"{figures.nats(distance)} from the teacher at the position drawn under “Soft labels”: ln V, minus the label’s "
+        "entropy, minus what the tail bucket hides."
+    )
+    return Question("", [answer], [sums])
 
 
 def was_it_worth_it(summary: Summary) -> Question | None:
@@ -153,11 +180,11 @@ def was_it_worth_it(summary: Summary) -> Question | None:
         return None
     ratio = math.exp(twin.difference_nats)
     better = "lower" if ratio < 1 else "higher"
-    answer = [
-        f"The twin is the same student, on the same sentences, without a teacher. The difference, student minus twin, is "
-        f"{figures.signed_nats(twin.difference_nats)} per token: a perplexity {abs(1 - ratio) * 100:.1f}\u202f% {better}.",
-        twin.verdict,
-    ]
+    explained = (
+        "The twin is the same student, on the same sentences, without a teacher. Student minus twin is "
+        f"{figures.signed_nats(twin.difference_nats)} per token: a perplexity {figures.share(abs(1 - ratio))} {better}."
+    )
+    answer = [explained, twin.verdict]
     return Question(
         "Was the teacher worth its trouble?",
         [part for part in answer if part],
@@ -168,20 +195,19 @@ def was_it_worth_it(summary: Summary) -> Question | None:
 def what_a_soft_label_says(summary: Summary) -> Question | None:
     """How much more a distribution says than its likeliest word."""
     example = summary.label_example
-    if example is None or not example.entries or example.entropy_nats is None:
+    if example is None or not example.entries:
         return None
     top = max(example.entries, key=lambda entry: entry.probability or 0.0)
     if not top.probability:
         return None
+    rest = (
+        f"At the position drawn above, “{top.token.strip()}” has {figures.probability(top.probability)} of the mass. "
+        f"The rest, {figures.probability(1 - top.probability)}, is what the teacher thinks of all other words; a one-hot "
+        "label throws it away."
+    )
     return Question(
         "What does the student lose if it is told only the teacher’s likeliest word?",
-        [
-            f"At the position drawn above, “{top.token.strip()}” has {figures.probability(top.probability)} of the mass. "
-            f"The rest, {figures.probability(1 - top.probability)}, is what the teacher thinks of all other words; a "
-            "one-hot label throws it away.",
-            f"Its entropy, {figures.nats(example.entropy_nats)}, is that of "
-            f"{math.exp(example.entropy_nats):.1f} equally likely words.",
-        ],
+        [rest],
         [f"1 − {top.probability:.3f} = {1 - top.probability:.3f}"],
     )
 
@@ -191,12 +217,13 @@ def what_perplexity_means(summary: Summary) -> Question | None:
     model = next((model for model in summary.models if model.perplexity), None)
     if model is None or not model.perplexity:
         return None
+    answer = (
+        f"It is as unsure of the next token as someone who throws a fair die with {model.perplexity:.0f} sides: e to "
+        "the mean loss in nats per token."
+    )
     return Question(
         f"The perplexity of {model.name} is {_p(model)}. What does that count?",
-        [
-            f"It is as unsure of the next token as someone who throws a fair die with {model.perplexity:.0f} sides: "
-            "e to the mean loss in nats per token."
-        ],
+        [answer],
         [f"ln {_p(model)} = {figures.nats(math.log(model.perplexity))} per token"],
     )
 
@@ -221,3 +248,8 @@ def _same_format(models: Sequence[Model]) -> tuple[Model, Model] | None:
 
 def _p(model: Model) -> str:
     return "—" if model.perplexity is None else f"{model.perplexity:,.2f}"
+
+
+def _exact(value: float) -> str:
+    """Four decimals, so that the sums can be checked by hand."""
+    return f"{value:+.4f} nats per token".replace("-", "−")

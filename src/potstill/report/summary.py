@@ -89,6 +89,7 @@ class Epoch(_Part):
     epoch: float
     train_loss_nats: Number = None
     validation_loss_nats: Number = None
+    validation_kl_nats: Number = None
     validation_cross_entropy_nats: Number = None
     validation_accuracy: Number = None
     validation_agreement: Number = None
@@ -102,6 +103,7 @@ class Training(_Part):
     teacher: Rows[Epoch] = []
     student: Rows[Epoch] = []
     twin: Rows[Epoch] = []
+    pruned: Rows[Epoch] = []
 
 
 class Model(_Part):
@@ -116,6 +118,10 @@ class Model(_Part):
     accuracy: Number = None
     agreement_with_teacher: Number = None
     kl_to_teacher_nats: Number = None
+    agreement_with_student: Number = None
+    kl_to_student_nats: Number = None
+    difference_to_base_nats: Number = None
+    difference_to_base_interval_95: list[Number] | None = None
     prefill_tokens_per_s: Number = None
     decode_tokens_per_s: Number = None
     peak_memory_bytes: Number = None

@@ -10,9 +10,14 @@ from potstill.report import figures
 from potstill.report.charts import Curve, curves
 from potstill.report.summary import Epoch, Training
 
-__all__ = ["Panel", "TrainingTable", "panels", "tables", "trains_on_divergence"]
+__all__ = ["Panel", "TrainingTable", "cross_entropy_of", "divergence_of", "panels", "tables", "trains_on_divergence"]
 
-_TITLES = {"teacher": "The teacher", "student": "The student", "twin": "The plain twin"}
+_TITLES = {
+    "teacher": "The teacher",
+    "student": "The student",
+    "twin": "The plain twin",
+    "pruned": "The pruned student, healing",
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class TrainingTable:
-    """One model's epochs; ``agreement`` and ``own_loss`` say which columns it has."""
+    """One model's epochs; ``agreement``, ``cross_entropy`` and ``observed`` say which columns it has."""
 
     who: str
     title: str
@@ -39,8 +44,22 @@ class TrainingTable:
 
 
 def trains_on_divergence(epochs: Sequence[Epoch]) -> bool:
-    """Whether the loss of these epochs is a distance to the teacher, not to the true tokens."""
-    return any(epoch.loss is not None and "cross_entropy" not in epoch.loss for epoch in epochs)
+    """Whether these epochs' loss is the distance to the teacher alone: a mixture shares no axis with either part."""
+    return bool(epochs) and all(epoch.loss == "forward_kl" for epoch in epochs)
+
+
+def divergence_of(epoch: Epoch) -> float | None:
+    """KL(teacher || student) on held-out text, under whichever key the run wrote it."""
+    if epoch.validation_kl_nats is not None:
+        return epoch.validation_kl_nats
+    return epoch.validation_loss_nats if epoch.loss == "forward_kl" else None
+
+
+def cross_entropy_of(epoch: Epoch) -> float | None:
+    """Cross-entropy on held-out text, under whichever key the run wrote it."""
+    if epoch.validation_cross_entropy_nats is not None:
+        return epoch.validation_cross_entropy_nats
+    return epoch.validation_loss_nats if epoch.loss == "cross_entropy" else None
 
 
 def panels(training: Training) -> list[Panel]:
@@ -51,7 +70,12 @@ def panels(training: Training) -> list[Panel]:
 
 def tables(training: Training) -> list[TrainingTable]:
     """A table for each model that was trained here, the student first: it is what the run is about."""
-    parts = [("student", training.student), ("teacher", training.teacher), ("twin", training.twin)]
+    parts = [
+        ("student", training.student),
+        ("teacher", training.teacher),
+        ("twin", training.twin),
+        ("pruned", training.pruned),
+    ]
     return [
         TrainingTable(
             who=who,
@@ -59,8 +83,9 @@ def tables(training: Training) -> list[TrainingTable]:
             epochs=epochs,
             loss_name=_loss_name(epochs),
             agreement=any(epoch.validation_agreement is not None for epoch in epochs),
-            cross_entropy=any(epoch.validation_cross_entropy_nats is not None for epoch in epochs)
-            and trains_on_divergence(epochs),
+            cross_entropy=any(
+                epoch.loss != "cross_entropy" and cross_entropy_of(epoch) is not None for epoch in epochs
+            ),
             observed=any(epoch.observation for epoch in epochs),
         )
         for who, epochs in parts
@@ -74,31 +99,21 @@ def _loss_name(epochs: Sequence[Epoch]) -> str:
 
 
 def _divergence(training: Training) -> Panel | None:
-    if not trains_on_divergence(training.student):
+    student = training.student
+    lines = [_curve("held-out", "var(--student)", student, divergence_of)]
+    if not lines[0].points:
         return None
-    lines = [
-        _curve("held-out", "var(--student)", training.student, lambda epoch: epoch.validation_loss_nats),
-        _curve("training", "var(--faint)", training.student, lambda epoch: epoch.train_loss_nats, dashed=True),
-    ]
-    caption = f"The student’s loss: {_loss_name(training.student)}. Zero would mean: the same distribution everywhere."
+    if trains_on_divergence(student):
+        lines.append(_curve("training", "var(--faint)", student, lambda epoch: epoch.train_loss_nats, dashed=True))
+    caption = "KL from teacher to student. Zero would mean: the same distribution at every position."
     return _panel("divergence", "Distance to the teacher", "nats per token", lines, figures.nats, caption)
 
 
 def _cross_entropy(training: Training) -> Panel | None:
-    own = trains_on_divergence(training.student)
     lines = [
-        _curve("teacher", "var(--teacher)", training.teacher, lambda epoch: epoch.validation_loss_nats),
-        _curve("twin", "var(--twin)", training.twin, lambda epoch: epoch.validation_loss_nats),
-        _curve(
-            "student",
-            "var(--student)",
-            training.student,
-            lambda epoch: (
-                epoch.validation_cross_entropy_nats
-                if own
-                else epoch.validation_cross_entropy_nats or epoch.validation_loss_nats
-            ),
-        ),
+        _curve("teacher", "var(--teacher)", training.teacher, cross_entropy_of),
+        _curve("twin", "var(--twin)", training.twin, cross_entropy_of),
+        _curve("student", "var(--student)", training.student, cross_entropy_of),
     ]
     caption = "Cross-entropy on held-out text, the one loss all of them share."
     return _panel("cross-entropy", "Surprise at the true token", "nats per token", lines, figures.nats, caption)

@@ -18,6 +18,7 @@ __all__ = [
     "by_dtype",
     "find",
     "label_of",
+    "reference_of",
     "shipped",
     "squares",
     "variant_panels",
@@ -25,6 +26,7 @@ __all__ = [
 
 DTYPES = ("float32", "float16", "int8")
 _ENGINES = {"pytorch": "PyTorch"}
+_NOT_SHIPPED = {"teacher", "twin"}
 _PRIORITY = {"gguf": 0, "safetensors": 1}
 
 
@@ -79,20 +81,25 @@ def find(models: Iterable[Model], base: str, dtype: str | None = None, format_: 
 
 
 def shipped(models: Sequence[Model]) -> Model | None:
-    """The file one would ship: of the smallest student there is, the GGUF before other formats; None if there is none."""
-    files = [model for model in models if base_of(model) != "teacher" and model.bytes]
+    """The file one would ship: of the smallest student, the GGUF before other formats; None if there is none."""
+    files = [model for model in models if base_of(model) not in _NOT_SHIPPED and model.bytes]
     if not files:
         return None
     least = min(files, key=lambda model: model.bytes or 0.0)
     return find(files, base_of(least), least.dtype)
 
 
+def reference_of(models: Sequence[Model]) -> str:
+    """Whom agreement and KL are measured against: the teacher, or the student where there is no teacher's model."""
+    return "teacher" if any(model.agreement_with_teacher is not None for model in models) else "student"
+
+
 def squares(models: Sequence[Model]) -> list[Square]:
-    """One square per base and dtype, in the order of the models."""
+    """One square per base and dtype, in the order of the models; the twin is as large as the student."""
     chosen: dict[tuple[str, str], Model] = {}
     for model in models:
         found = find(models, base_of(model), model.dtype)
-        if found is not None and found.bytes:
+        if found is not None and found.bytes and base_of(model) != "twin":
             chosen.setdefault((base_of(model), model.dtype), found)
     largest = max((model.bytes or 0 for model in chosen.values()), default=0)
     return [
@@ -113,6 +120,11 @@ def by_dtype(models: Sequence[Model]) -> list[ByDtype]:
 
 def variant_panels(models: Sequence[Model]) -> list[VariantPanel]:
     """The charts there are figures for."""
+    reference = reference_of(models)
+
+    def agreement(model: Model) -> float | None:
+        return model.agreement_with_teacher if reference == "teacher" else model.agreement_with_student
+
     panels = [
         _panel("bytes", "Size of the file", "MB", models, lambda m: _mega(m.bytes), lambda m: figures.size(m.bytes)),
         _panel(
@@ -126,11 +138,11 @@ def variant_panels(models: Sequence[Model]) -> list[VariantPanel]:
         ),
         _panel(
             "agreement",
-            "Agreement with the teacher",
+            f"Agreement with the {reference}",
             "share of held-out positions",
             models,
-            lambda m: m.agreement_with_teacher,
-            lambda m: figures.share(m.agreement_with_teacher),
+            agreement,
+            lambda m: figures.share(agreement(m)),
         ),
         _panel(
             "prefill",

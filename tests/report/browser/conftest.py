@@ -21,8 +21,9 @@ os.dup2(commands, 3), os.dup2(answers, 4)
 os.execv(sys.argv[3], sys.argv[3:])
 """
 _FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-extensions", "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-extensions", "--host-resolver-rules=MAP * ~NOTFOUND",
     "--remote-debugging-pipe",
 )  # fmt: skip
 
