@@ -1,6 +1,8 @@
 """Models on disk: what is written loads anywhere, and what is damaged, foreign or unsafe is refused in words."""
 
+import contextlib
 import json
+import os
 import shutil
 import socket
 import struct
@@ -13,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from potstill.core.durable import sha256_of_file
 from potstill.core.errors import InputError, RemoteError
+from potstill.model.build import build_llama
+from potstill.model.shapes import LlamaShape
 from potstill.model.store import load_model, load_tokenizer, model_fingerprint, save_model, tokenizer_fingerprint
 
 
@@ -71,6 +75,42 @@ def test_saving_over_an_earlier_try_leaves_none_of_its_weights(saved: Path, tiny
     assert sorted(path.name for path in saved.glob("*.safetensors*")) == ["model.safetensors"]
     assert (saved / "README.md").read_text() == "# Mine\n"
     assert (saved / "history.json").exists()
+
+
+def test_leftovers_of_a_killed_write_are_gone_after_the_next(saved: Path, tiny_llama: LlamaForCausalLM):
+    (saved / ".model.abc.partial").mkdir()
+    (saved / ".model.abc.partial" / "model.safetensors").write_bytes(b"half")
+    (saved / ".config.json.12345678.partial").write_bytes(b"half")
+    save_model(tiny_llama, None, saved)
+    assert not list(saved.glob(".*"))
+
+
+@pytest.mark.parametrize("steps_done", range(14))
+def test_a_write_that_stops_anywhere_leaves_no_mixture(
+    saved: Path, tokenizer_dir: Path, steps_done: int, monkeypatch: pytest.MonkeyPatch
+):
+    """A directory that was being overwritten holds the old model whole, the new one whole, or doesn't load."""
+    old = load_model(saved)
+    other = build_llama(LlamaShape(1, 32, 64, 1, 1, 64), seed=9)
+    done = 0
+
+    def replace(source: Path, target: Path) -> None:
+        nonlocal done
+        if done == steps_done:
+            raise OSError("the disk is gone")
+        done += 1
+        os.rename(source, target)  # noqa: PTH104 - what os.replace does, where that is being watched
+
+    monkeypatch.setattr(os, "replace", replace)
+    with contextlib.suppress(OSError):
+        save_model(other, tokenizer_dir, saved)
+    monkeypatch.undo()
+    with contextlib.suppress(InputError):
+        loaded = load_model(saved)
+        whole = old if loaded.config.num_hidden_layers == 2 else other
+        assert all(torch.equal(loaded.state_dict()[name], weight) for name, weight in whole.state_dict().items())
+    save_model(other, tokenizer_dir, saved)
+    assert load_model(saved).config.num_hidden_layers == 1
 
 
 def test_loading_honours_the_dtype(saved: Path):
@@ -189,6 +229,18 @@ def test_a_hub_id_without_network_is_a_remote_error():
     with pytest.raises(RemoteError) as caught:
         load_model("nobody/no-such-model")
     assert "nobody/no-such-model" in str(caught.value)
+
+
+def test_a_hub_id_in_the_local_cache_loads_offline(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cached = tmp_path / "hub" / "models--someone--small"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(saved, cached / "snapshots" / ("0" * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub._snapshot_download.HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert load_model("someone/small").num_parameters() == load_model(saved).num_parameters()
+    assert load_tokenizer("someone/small")("w1")["input_ids"] == [2]
 
 
 def test_a_directory_without_tokenizer_says_so(saved: Path):

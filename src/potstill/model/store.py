@@ -82,6 +82,7 @@ def save_model(model: PreTrainedModel, tokenizer_dir: Path | None, out: Path, *,
     files of an earlier try are replaced, weights of another layout removed.
     """
     out.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(out)
     with tempfile.TemporaryDirectory(prefix=".model.", suffix=".partial", dir=out) as staging:
         staged = Path(staging)
         with quiet_transformers():
@@ -116,6 +117,15 @@ def tokenizer_fingerprint(directory: Path) -> str:
     """
     check_tokenizer(directory)
     return _fingerprint([directory / name for name in TOKENIZER_FILES if (directory / name).is_file()])
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Delete what a killed write left behind; nobody else writes here at the same time."""
+    for leftover in out.glob(".*.partial"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
 
 
 _RESAVE = "load it with transformers and save it again with save_pretrained"

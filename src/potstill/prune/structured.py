@@ -25,6 +25,8 @@ CHANNELS_PER_STEP = 32
 TOLERANCE = 0.02
 """How far from the target a pruned model may be, as a share of the target."""
 
+_POSITIONS = 512
+
 Batches = Sequence[tuple[Tensor, Tensor]]
 """Batches of (tokens_BT int64, scored_BT bool)."""
 
@@ -180,13 +182,14 @@ def _kl_to_parent(parent: PreTrainedModel, pruned: PreTrainedModel, batches: Bat
     nats, positions = 0.0, 0
     for tokens_BT, scored_BT in batches:
         interrupt.check()
-        tokens_BT, scored_BT = tokens_BT.to(parent.device), scored_BT.to(parent.device)  # noqa: PLW2901
-        parent_PV, pruned_PV = (
-            logits_of(model, hidden_states(model, tokens_BT)[scored_BT]).float().log_softmax(-1)
-            for model in (parent, pruned)
-        )
-        nats += float(torch.nn.functional.kl_div(pruned_PV, parent_PV, log_target=True, reduction="sum"))
-        positions += int(scored_BT.sum())
+        scored = scored_BT.to(parent.device)
+        parent_PD, pruned_PD = (hidden_states(m, tokens_BT.to(parent.device))[scored] for m in (parent, pruned))
+        for chunk in range(0, len(parent_PD), _POSITIONS):  # no more than a few logits of a large vocabulary at once
+            positions_P = slice(chunk, chunk + _POSITIONS)
+            parent_PV = logits_of(parent, parent_PD[positions_P]).float().log_softmax(-1)
+            pruned_PV = logits_of(pruned, pruned_PD[positions_P]).float().log_softmax(-1)
+            nats += float(torch.nn.functional.kl_div(pruned_PV, parent_PV, log_target=True, reduction="sum"))
+        positions += len(parent_PD)
     return nats / positions
 
 
