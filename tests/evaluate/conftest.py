@@ -1,13 +1,23 @@
-"""A real, tiny engine: a bigram table, whose logits depend on the last token only."""
+"""A tiny engine, a bigram table whose logits depend on the last token only; and a small run with real models."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
+from potstill.core.trace import Trace
 from potstill.data.sequences import PackedSequences
+from potstill.data.tokenizer import TextCoder, train_tokenizer
+from potstill.export.gguf import export_gguf
+from potstill.model.build import build_llama
+from potstill.model.shapes import LlamaShape
+from potstill.model.store import save_model
+from potstill.quantize.settings import Int8
+from potstill.quantize.stage import quantize_model
 from potstill.runtime.engine import EngineFacts
 
 
@@ -74,3 +84,38 @@ def make_sequences() -> Callable[..., PackedSequences]:
         return PackedSequences(tokens_NT, lengths_N, prompts_N)
 
     return make
+
+
+WORDS = ("the", "function", "returns", "an", "array", "of", "values", "when", "its", "axis", "is", "given", "and", "no")
+
+
+@pytest.fixture(scope="session")
+def run_inputs(tmp_path_factory) -> dict[str, Path]:
+    """The stages of a small run, made by the real parts: text, teacher, student, twin, int8, and GGUF files."""
+    root = tmp_path_factory.mktemp("run")
+    generator = np.random.default_rng(0)
+    sentences = [" ".join(generator.choice(WORDS, 14)) for _ in range(60)]
+    tokenizer = train_tokenizer(sentences, 300)
+    tokenizer.save_pretrained(root / "data" / "tokenizer")
+    coder = TextCoder.of(tokenizer, where="test")
+    rows = [[coder.beginning_id, *ids][:24] for ids in coder.encode(sentences)]
+    tokens_NT = np.zeros((len(rows), 24), np.uint16)
+    for number, row in enumerate(rows):
+        tokens_NT[number, : len(row)] = row
+    lengths_N = np.array([len(row) for row in rows], np.int32)
+    PackedSequences(tokens_NT, lengths_N, np.ones_like(lengths_N)).save(root / "data", "test")
+    shapes = {"teacher": 3, "student": 2, "student/twin": 2}
+    for seed, (place, blocks) in enumerate(shapes.items()):
+        shape = LlamaShape(blocks=blocks, width=64, mlp_width=96, heads=2, kv_heads=2, vocabulary=len(tokenizer))
+        model = build_llama(shape, seed=seed, max_position_embeddings=64)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(4 if weight.ndim == 2 else 1)  # a fresh model is too flat to tell tokens apart
+        save_model(model, root / "data" / "tokenizer", root / place / "model")
+    quiet = Trace()
+    quantize_model(Int8(scheme="int8"), root / "student" / "model", root / "quantize" / "student-int8", quiet)
+    (root / "export").mkdir()
+    export_gguf(root / "student" / "model", root / "export" / "student-float32.gguf", "float32", quiet)
+    export_gguf(root / "student" / "model", root / "export" / "student-float16.gguf", "float16", quiet)
+    export_gguf(root / "quantize" / "student-int8", root / "export" / "student-int8.gguf", "int8", quiet)
+    return {role: root / role for role in ("data", "teacher", "student", "quantize", "export")}

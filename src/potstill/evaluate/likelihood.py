@@ -101,7 +101,7 @@ def score(
         reference_chunk: _Chunk | None = None
         for name in order:
             interrupt.check()
-            chunk = _Chunk(_scored_logits(name, engines[name], text, vocabulary))
+            chunk = _Chunk(_scored_logits(name, engines[name], text, vocabulary), name)
             if name == reference:
                 reference_chunk = chunk
             _add(totals[name], text, chunk, reference_chunk)
@@ -125,9 +125,9 @@ class _Text:
 
 
 class _Chunk:
-    """Logits of a chunk's scored positions, shifted so that the largest is 0, and what follows from them."""
+    """Logits of a chunk's scored positions, shifted in place so that the largest is 0, and what follows from them."""
 
-    def __init__(self, logits_PV: NDArray[np.float32]) -> None:
+    def __init__(self, logits_PV: NDArray[np.float32], name: str) -> None:
         num_positions = len(logits_PV)
         self.shifted_PV = logits_PV
         self.weights_PV = np.empty_like(logits_PV)
@@ -136,7 +136,14 @@ class _Chunk:
         for block in _blocks(logits_PV):
             shifted = self.shifted_PV[block]
             self.top_P[block] = shifted.argmax(-1)
-            shifted -= shifted.max(-1, keepdims=True)
+            highest_P1 = shifted.max(-1, keepdims=True)
+            if not (np.isfinite(highest_P1).all() and np.isfinite(shifted.min())):
+                raise InputError(
+                    "gives logits that are no finite numbers on the test text",
+                    where=f"model {name!r}",
+                    next_step="the model is damaged, or overflows in its dtype; look at its training curve",
+                )
+            shifted -= highest_P1
             np.exp(shifted, out=self.weights_PV[block])
             self.total_P[block] = self.weights_PV[block].sum(-1, dtype=np.float64)
 
@@ -198,14 +205,8 @@ def _scored_logits(name: str, engine: Engine, text: "_Text", vocabulary: int) ->
     logits_BTV = engine.logits(text.tokens_BT)
     if logits_BTV.shape != (*text.tokens_BT.shape, engine.facts.vocabulary):
         raise BugError(f"gave logits {logits_BTV.shape} for tokens {text.tokens_BT.shape}", where=f"engine {name!r}")
-    logits_PV: NDArray[np.float32] = np.array(logits_BTV[text.scored_BT][:, :vocabulary], dtype=np.float32)
-    if not np.isfinite(logits_PV).all():
-        raise InputError(
-            "gives logits that are no finite numbers on the test text",
-            where=f"model {name!r}",
-            next_step="the model is damaged, or overflows in its dtype; look at its training curve",
-        )
-    return logits_PV
+    logits_PV = logits_BTV[text.scored_BT]
+    return np.ascontiguousarray(logits_PV[:, :vocabulary], dtype=np.float32)
 
 
 def _common_vocabulary(engines: Mapping[str, Engine], sequences: PackedSequences, trace: Trace) -> int:

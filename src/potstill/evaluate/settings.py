@@ -20,7 +20,7 @@ class EvaluateSettings(Settings):
 
     prompts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     num_prompts: Annotated[int, Ge(0)] = 2
-    test_sentences: Annotated[Count, Ge(1)] = 1000
+    test_sentences: Annotated[Count, Ge(1)] = 400
     continuation_tokens: Annotated[Count, Ge(1)] = 12
     speed: bool = True
     prompt_tokens: Annotated[Count, Ge(1)] = 128
