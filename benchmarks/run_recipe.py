@@ -28,7 +28,7 @@ def main(recipe: Path) -> None:
     target = RESULTS / f"{load_recipe(recipe).name}_{hardware}-{processor['cores_usable']}-cores_{today}"
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
-        program = [sys.executable, "-c", "import sys; from potstill.cli import main; sys.exit(main())"]
+        program = [sys.executable, "-m", "potstill"]
         subprocess.run([*program, "run", str(recipe), "--out", str(out)], check=True)
         target.mkdir(parents=True, exist_ok=True)
         for name in KEPT:

@@ -24,7 +24,7 @@ HELP_SECONDS = 0.3
 
 def potstill(*arguments, cwd=None, env=None):
     """Run the command line in its own process, as a shell does."""
-    command = [sys.executable, "-c", "import sys; from potstill.cli import main; sys.exit(main())", *arguments]
+    command = [sys.executable, "-m", "potstill", *arguments]
     environment = {**os.environ, **(env or {})}
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment, timeout=300)
 
@@ -170,7 +170,7 @@ def test_init_writes_a_recipe_that_runs_and_never_over_another(tmp_path):
 def test_a_closed_pipe_is_no_error():
     """``potstill env | head -0`` ends quietly, as programs in a pipe do."""
     process = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from potstill.cli import main; sys.exit(main())", "env", "--json"],
+        [sys.executable, "-m", "potstill", "env", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -157,10 +157,10 @@ def generate(
     """Go on from a text with a model's likeliest words."""
     from potstill.continuation import continue_text  # noqa: PLC0415
     from potstill.model.directory import locate  # noqa: PLC0415
-    from potstill.terminal import visible  # noqa: PLC0415
+    from potstill.terminal import visible_lines  # noqa: PLC0415
 
     path = variant_path(model) or (Path(model) if model.endswith(".gguf") else locate(model))
-    _print(visible(prompt + continue_text(path, prompt, tokens)))
+    _print(visible_lines(prompt + continue_text(path, prompt, tokens)))
 
 
 @app.command()
@@ -205,9 +205,9 @@ def _sentence_and_exit_code(error: BaseException) -> tuple[str, int]:
 
 
 def _tell_error(text: str) -> None:
-    from potstill.terminal import visible  # noqa: PLC0415
+    from potstill.terminal import visible_lines  # noqa: PLC0415
 
-    _tell("error: " + "\n".join(visible(line) for line in text.split("\n")))
+    _tell(f"error: {visible_lines(text)}")
 
 
 def _says_out_of_memory(error: BaseException) -> bool:

@@ -24,7 +24,9 @@ def print_summary(console: Console, summary: Mapping[str, Any], *, stages: bool)
     """Print a run's models; with ``stages``, what every stage cost and how the student learned too."""
     if stages:
         for number, stage in enumerate(summary["stages"], start=1):
-            console.print(stage_line(f"{number}/{len(summary['stages'])}", stage_name(stage["name"]), stage))
+            console.print(
+                stage_line(f"{number}/{len(summary['stages'])}", stage_name(stage["name"]), {**stage, "cached": False})
+            )
         _print_epochs(console, summary["training"]["student"])
     _print_models(console, summary["models"])
     for kind in ("warnings", "fallbacks"):

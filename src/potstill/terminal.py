@@ -46,6 +46,11 @@ def visible(text: object) -> str:
     )
 
 
+def visible_lines(text: str) -> str:
+    """The same for a text of several lines, which stay lines."""
+    return "\n".join(visible(line) for line in text.split("\n"))
+
+
 def console_for(stream: TextIO) -> Console:
     """A console that reads no markup, no emoji codes and highlights nothing; it honours ``NO_COLOR``."""
     width = None if stream.isatty() or "COLUMNS" in os.environ else _WIDTH_OF_FILES

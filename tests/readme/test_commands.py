@@ -30,7 +30,7 @@ COMMANDS = list(blocks())
 
 
 def potstill(*arguments, cwd):
-    command = [sys.executable, "-c", "import sys; from potstill.cli import main; sys.exit(main())", *arguments]
+    command = [sys.executable, "-m", "potstill", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=120)
 
 
