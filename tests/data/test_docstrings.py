@@ -10,7 +10,7 @@ import pytest
 
 from potstill.core.errors import InputError
 from potstill.data import docstrings
-from potstill.data.docstrings import docstring_paragraphs, docstring_versions, docstrings_of
+from potstill.data.docstrings import docstring_texts, docstring_versions, docstrings_of
 
 SOURCE = '''
 """The module."""
@@ -49,16 +49,16 @@ def test_a_file_that_is_no_python_costs_only_itself(tmp_path: Path):
     bad.write_text('def (:\n"""' + "This is a sentence of the text. " * 20 + '"""', encoding="utf-8")
     latin = tmp_path / "latin.py"
     latin.write_bytes(b'"""' + b"caf\xe9 " * 100 + b'"""')
-    assert docstrings._paragraphs_of_file(str(bad)) == []
-    assert docstrings._paragraphs_of_file(str(latin)) == []
-    assert docstrings._paragraphs_of_file(str(tmp_path / "missing.py")) == []
+    assert docstrings._texts_of_file(str(bad)) == []
+    assert docstrings._texts_of_file(str(latin)) == []
+    assert docstrings._texts_of_file(str(tmp_path / "missing.py")) == []
 
 
 def test_an_empty_docstring_costs_no_more_than_itself(tmp_path: Path):
     path = tmp_path / "module.py"
     text = "This is the only sentence that the file has. " * 9
     path.write_text(f'"""{text}"""\ndef f():\n    """   """\n', encoding="utf-8")
-    assert len(docstrings._paragraphs_of_file(str(path))) == 1
+    assert len(docstrings._texts_of_file(str(path))) == 1
 
 
 def test_generated_files_and_tables_are_left_out():
@@ -69,21 +69,21 @@ def test_generated_files_and_tables_are_left_out():
     assert not docstrings._is_worth_parsing('"""Short."""\n')
 
 
-def test_paragraphs_stay_apart(tmp_path: Path):
-    """Two paragraphs of one docstring are two: the split and the rows go by paragraphs."""
+def test_a_docstring_is_one_passage(tmp_path: Path):
+    """Its paragraphs belong together: rows may take sentences of both, and no side gets half of it."""
     path = tmp_path / "module.py"
     first, second = "This is the first of the paragraphs. " * 6, "This is the second of the paragraphs. " * 6
     path.write_text(f'"""{first}\n\n{second}"""\n', encoding="utf-8")
-    assert docstrings._paragraphs_of_file(str(path)) == [first.strip(), second.strip()]
+    assert docstrings._texts_of_file(str(path)) == [f"{first.strip()} {second.strip()}"]
 
 
 def test_the_text_of_a_package_is_prose_and_the_same_under_another_hash_seed():
     """Order and content depend on the packages alone, not on the process that reads them."""
-    here = list(docstring_paragraphs(["pydantic"]))
+    here = list(docstring_texts(["pydantic"]))
     assert len(here) > 100
     assert len(set(here)) == len(here)
     code = (
-        "import json; from potstill.data.docstrings import docstring_paragraphs as read;"
+        "import json; from potstill.data.docstrings import docstring_texts as read;"
         "print(json.dumps(list(read(['Pydantic']))))"
     )
     environment = os.environ | {"PYTHONHASHSEED": "4321"}

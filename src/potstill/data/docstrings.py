@@ -1,7 +1,9 @@
 """English prose that every machine with Python has: the docstrings of installed packages and the standard library.
 
 Files are parsed with ``ast``; nothing is imported or run. Two subprocesses share the files (``python -m`` this module:
-each reads a list of paths and answers with paragraphs), because parsing is nearly all of the time.
+each reads a list of paths and answers with prose), because parsing is nearly all of the time.
+
+The prose of one docstring is one passage: its paragraphs belong together, and rows of whole sentences fill better.
 """
 
 import ast
@@ -21,7 +23,7 @@ from pathlib import Path, PurePath
 from potstill.core.errors import BugError, InputError
 from potstill.data.prose import prose_paragraphs
 
-__all__ = ["docstring_paragraphs", "docstring_versions", "docstrings_of"]
+__all__ = ["docstring_texts", "docstring_versions", "docstrings_of"]
 
 STANDARD_LIBRARY = "python"
 _PROCESSES = 2
@@ -58,11 +60,11 @@ def docstring_versions(packages: Sequence[str] | None) -> dict[str, str]:
     return dict(sorted((name, version) for name, version in versions.items() if name in chosen))
 
 
-def docstring_paragraphs(packages: Sequence[str] | None) -> Iterator[str]:
-    """Distinct paragraphs of prose, package by package in the order of names, file by file in the order of paths."""
+def docstring_texts(packages: Sequence[str] | None) -> Iterator[str]:
+    """Distinct docstrings' prose, package by package in the order of names, file by file in the order of paths."""
     distributions = _distributions()
     paths = [path for name in docstring_versions(packages) for path in _python_files(distributions.get(name))]
-    yield from dict.fromkeys(paragraph for found in _in_subprocesses(paths) for paragraph in found)
+    yield from dict.fromkeys(text for found in _in_subprocesses(paths) for text in found)
 
 
 def docstrings_of(source: str) -> Iterator[str]:
@@ -109,13 +111,14 @@ def _attached(call: ast.expr) -> Iterator[str]:
         yield max(texts, key=len)
 
 
-def _paragraphs_of_file(path: str) -> list[str]:
+def _texts_of_file(path: str) -> list[str]:
     try:
         source = Path(path).read_text(encoding="utf-8")
         docstrings = list(docstrings_of(source)) if _is_worth_parsing(source) else []
     except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
         return []  # a template or another Python's file in some package; the next file serves as well
-    return [paragraph for docstring in docstrings for paragraph in prose_paragraphs(docstring)]
+    joined = (" ".join(prose_paragraphs(docstring)) for docstring in docstrings)
+    return [text for text in joined if text]
 
 
 def _is_worth_parsing(source: str) -> bool:
@@ -127,7 +130,7 @@ def _is_worth_parsing(source: str) -> bool:
 
 
 def _in_subprocesses(paths: Sequence[str]) -> list[list[str]]:
-    """The paragraphs of each file, in the order of ``paths``."""
+    """The prose of each file's docstrings, in the order of ``paths``."""
     found: list[list[str]] = [[] for _ in paths]
     with ThreadPoolExecutor(_PROCESSES) as threads:
         shares = [paths[first::_PROCESSES] for first in range(_PROCESSES)]
@@ -186,7 +189,7 @@ def _is_wanted(inside: PurePath, path: Path) -> bool:
 
 def _serve() -> None:
     gc.disable()  # the collector walks syntax trees for nothing; they hold no cycles
-    json.dump([_paragraphs_of_file(path) for path in json.load(sys.stdin)], sys.stdout)
+    json.dump([_texts_of_file(path) for path in json.load(sys.stdin)], sys.stdout)
 
 
 if __name__ == "__main__":

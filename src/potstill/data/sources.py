@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from potstill.core.settings import Settings
-from potstill.data.docstrings import docstring_paragraphs, docstring_versions
+from potstill.data.docstrings import docstring_texts, docstring_versions
 from potstill.data.files import TABLE_SUFFIXES, answer_passages, file_facts, file_passages
 from potstill.data.hub import hub_facts, hub_passages
 from potstill.data.passages import BadInput, Passage
@@ -15,7 +15,7 @@ __all__ = ["read_passages", "source_fingerprint"]
 
 
 def _docstrings(source: Docstrings, _bad: BadInput) -> Iterator[Passage]:
-    return map(Passage, docstring_paragraphs(source.packages))
+    return map(Passage, docstring_texts(source.packages))
 
 
 def _docstrings_facts(source: Docstrings) -> Mapping[str, Any]:
