@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
@@ -13,6 +13,7 @@ from potstill.model.build import build_llama
 from potstill.model.shapes import LlamaShape, shape_for_budget, smallest_shape
 
 
+@settings(deadline=None)
 @given(st.integers(2048, 150_000), st.floats(1.0, 1e5), st.booleans())
 def test_any_budget_that_fits_is_met_within_3_percent(vocabulary: int, times_smallest: float, tied: bool):
     budget = min(round(smallest_shape(vocabulary, tied=tied).parameters * times_smallest), 20_000_000_000)
@@ -20,6 +21,7 @@ def test_any_budget_that_fits_is_met_within_3_percent(vocabulary: int, times_sma
     assert abs(shape.parameters / budget - 1) <= 0.03
 
 
+@settings(deadline=None)
 @given(st.integers(2, 50_000), st.integers(20_000_000, 1_000_000_000))
 def test_shapes_divide_into_heads_and_quantization_groups(vocabulary: int, budget: int):
     shape = shape_for_budget(budget, vocabulary)
