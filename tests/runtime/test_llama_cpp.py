@@ -90,6 +90,15 @@ def test_rows_do_not_see_each_other(engine):
         np.testing.assert_array_equal(engine.logits(tokens_BT[row : row + 1])[0], together[row])
 
 
+def test_batches_of_any_size_in_any_order_give_the_same(engine):
+    """A cache that was made for more rows, or used for decoding in between, changes nothing."""
+    tokens_BT = tokens(9, 30)
+    whole = engine.logits(tokens_BT)
+    for rows in (2, 9, 5, 1):
+        np.testing.assert_array_equal(engine.logits(tokens_BT[:rows]), whole[:rows])
+        engine.generate([1, 2, 3], rows)
+
+
 def test_padding_to_the_right_changes_nothing_before_it(engine):
     tokens_BT = tokens(2, 40)
     padded_BT = np.concatenate([tokens_BT, np.zeros((2, 24), dtype=np.int64)], axis=1)

@@ -171,9 +171,10 @@ class LlamaCppEngine:
             )
 
     def _context_for(self, tokens: int, sequences: int) -> "_Context":
-        """The open context if it is of this size, else a new one in its place."""
-        if self._context is not None and self._context.size != (tokens, sequences):
-            self._context.close()
+        """The open context if it has rows of this length and enough of them, else a new one in its place."""
+        open_ = self._context
+        if open_ is not None and (open_.tokens != tokens or open_.sequences < sequences):
+            open_.close()
             self._context = None
         if self._context is None:
             self._context = _Context(self._model, tokens, sequences, self._threads, self.facts.vocabulary)
@@ -185,11 +186,12 @@ class _Context:
 
     def __init__(self, model: Any, tokens: int, sequences: int, threads: int, vocabulary: int) -> None:  # noqa: ANN401
         self._library = load_library()
-        self.size = (tokens, sequences)
+        self.tokens, self.sequences = tokens, sequences
         self._vocabulary = vocabulary
         params = self._library.llama_context_default_params()
         params.n_ctx = tokens * sequences
-        params.n_batch = params.n_ubatch = tokens * sequences
+        params.n_batch = tokens * sequences
+        params.n_ubatch = min(tokens * sequences, _TOKENS_PER_CALL)
         params.n_seq_max = sequences
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = _FLASH_ATTENTION_OFF
