@@ -37,6 +37,26 @@ def write_run(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
     return write
 
 
+@pytest.fixture(scope="session")
+def make_run() -> Callable[[Path, dict[str, str]], Path]:
+    """Write a run directory into a folder; ``{"every string": text}`` puts that text before every string of it."""
+
+    def make(directory: Path, change: dict[str, str]) -> Path:
+        content = plausible_summary(prune=True)
+        prefix = change.get("every string")
+        return write_run_directory(directory, content if prefix is None else _prefixed(content, prefix))
+
+    return make
+
+
+def _prefixed(value: Any, prefix: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _prefixed(part, prefix) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_prefixed(part, prefix) for part in value]
+    return prefix + value if isinstance(value, str) else value
+
+
 def write_run_directory(directory: Path, summary: dict[str, Any]) -> Path:
     """A summary, the trace of its stages and a recipe."""
     directory.mkdir(parents=True, exist_ok=True)

@@ -96,7 +96,7 @@ def rows_chart(
     high = max(row.interval[1] if row.interval else row.value for row in rows)
     domain = [0.0, high or 1.0] if from_zero else _padded(low, high)
     # Bars carry their values, so an axis would say everything twice.
-    axis = None if from_zero else alt.Axis(title=None, tickCount=4)
+    axis = None if from_zero else alt.Axis(title=None, tickCount=3)
     scale = alt.Scale(domain=domain, nice=False)
     base = alt.Chart(alt.InlineData(values=[_row_values(row, number, low) for number, row in enumerate(rows)])).encode(
         x=alt.X("value:Q", scale=scale, axis=axis),

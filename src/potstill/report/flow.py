@@ -94,8 +94,7 @@ def flow(summary: Summary) -> list[Station]:
 
 
 def _text(summary: Summary, stages: Sequence[Stage]) -> Station | None:
-    example = (summary.data or {}).get("example")
-    given = _first_text(stages) if example is None else str(example)
+    given = _first_text(stages) or str((summary.data or {}).get("example") or "")
     if not given:
         return None
     text = (summary.data or {}).get("text")
@@ -112,7 +111,7 @@ def _tokens(summary: Summary, stages: Sequence[Stage]) -> Station | None:
     if recorded is None and prompt is None:
         return None
     figure = shape_of(recorded) if recorded is not None else f"[{len(prompt.tokens) if prompt else 0}]"
-    example = plain_example(recorded.example, 70) if recorded is not None else ""
+    example = _ids(recorded.example) if recorded is not None else ""
     if not example and prompt is not None:
         example = plain_example([token.id for token in prompt.tokens], 70)
     bars = _pieces(prompt) if prompt is not None and prompt.tokens else _grid()
@@ -172,8 +171,13 @@ def _file(summary: Summary) -> Station | None:
     return Station("file", "var(--int8)", figures.size(small.bytes), small.format.upper(), speed, Glyph(path=path))
 
 
+def _ids(example: object) -> str:
+    ids = example.get("tokens") if isinstance(example, dict) else example
+    return plain_example(ids, 70)
+
+
 def _first_text(stages: Sequence[Stage]) -> str:
-    items = [item for stage in stages for item in (*stage.inputs, *stage.outputs)]
+    items = (item for stage in stages for item in stage.inputs)
     return next((item.example for item in items if isinstance(item.example, str)), "")
 
 

@@ -94,6 +94,8 @@ def _worth(summary: Summary) -> str:
     twin = summary.twin
     if twin is None or twin.difference_nats is None:
         return ""
+    if any(char.isdigit() for char in twin.verdict):
+        return twin.verdict
     interval = ""
     bounds = twin.interval_95
     if bounds is not None and len(bounds) == 2 and None not in bounds:

@@ -27,7 +27,7 @@ from potstill.report.softlabels import label_view
 from potstill.report.summary import Described, Run, Stage, read_run
 from potstill.report.text import visible
 from potstill.report.training import cross_entropy_of, panels, tables
-from potstill.report.variants import DTYPES, by_dtype, label_of, reference_of, squares, variant_panels
+from potstill.report.variants import DTYPES, by_dtype, label_of, reference_of, square_px, squares, variant_panels
 
 __all__ = ["build_report", "render"]
 
@@ -58,9 +58,10 @@ def render(run: Run) -> str:
             summary=summary,
             headline=headline(summary),
             when=_when(run),
-            squares=squares(summary.models),
+            squares=(files := squares(summary.models)),
+            square_px=square_px(files),
             stations=flow(summary),
-            panels=panels(summary.training),
+            panels=panels(summary.training, summary.labels),
             training_tables=tables(summary.training),
             predictions=[prediction_view(prediction) for prediction in summary.predictions],
             variant_panels=variant_panels(summary.models),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from potstill.report import figures
 from potstill.report.mistakes import Mistake, mistakes
 from potstill.report.summary import Model, Summary
-from potstill.report.training import divergence_of
+from potstill.report.training import buckets, divergence_of
 from potstill.report.variants import find
 
 __all__ = ["GROUP_BYTES", "Question", "questions"]
@@ -126,12 +126,13 @@ def what_divergence_means(summary: Summary) -> Question | None:
         "Zero: KL is zero only where the two distributions are the same, and it can’t be negative.",
         _less_likely(kl),
     ]
-    epochs = summary.training.student
+    epochs, bucketed = summary.training.student, buckets(summary.labels)
     if len(epochs) > 1:
         start, end = divergence_of(epochs[0]), divergence_of(epochs[-1])
         if start is not None and end is not None:
+            seen = "Training sees less of it, all words a label doesn’t name counted as one; on" if bucketed else "On"
             answer.append(
-                f"On the validation text training moved it from {figures.nats(start)} at epoch {epochs[0].epoch:g} to "
+                f"{seen} validation text it went from {figures.nats(start)} at epoch {epochs[0].epoch:g} to "
                 f"{figures.nats(end)} at epoch {epochs[-1].epoch:g}."
             )
     ignorant = _ignorant(summary)
@@ -166,7 +167,7 @@ def _ignorant(summary: Summary) -> Question | None:
     distance = math.log(vocabulary) - entropy - tail * math.log(others)
     sums = f"ln {vocabulary:,} − {entropy:.3f} − {tail:.3f} × ln {others:,} = {distance:.3f} nats"
     answer = (
-        f"And a student that knew nothing, to which all {vocabulary:,} tokens are equally likely, would stand "
+        f"And a student that knew nothing, to which all {vocabulary:,} tokens are equally likely, would stand at least "
         f"{figures.nats(distance)} from the teacher at the position drawn under “Soft labels”: ln V, minus the label’s "
         "entropy, minus what the tail bucket hides."
     )
@@ -200,9 +201,10 @@ def what_a_soft_label_says(summary: Summary) -> Question | None:
     top = max(example.entries, key=lambda entry: entry.probability or 0.0)
     if not top.probability:
         return None
+    mass = figures.probability(top.probability)
     rest = (
-        f"At the position drawn above, “{top.token.strip()}” has {figures.probability(top.probability)} of the mass. "
-        f"The rest, {figures.probability(1 - top.probability)}, is what the teacher thinks of all other words; a one-hot "
+        f"At the position drawn above, “{top.token.strip()}” has {mass} of the mass. The "
+        f"rest, {figures.probability(1 - top.probability)}, is what the teacher thinks of all other words; a one-hot "
         "label throws it away."
     )
     return Question(

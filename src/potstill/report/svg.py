@@ -78,12 +78,15 @@ def _plot_left(root: ET.Element) -> float:
 
 
 def _make_ids_unique(root: ET.Element, name: str) -> None:
+    """Number ids anew under this drawing's name: the renderer counts on from one drawing to the next."""
+    found = [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
+    new = {old: f"{name}-{number}" for number, old in enumerate(found, start=1)}
     for element in root.iter():
         for key, value in list(element.attrib.items()):
             if key == "id":
-                element.set(key, f"{name}-{value}")
+                element.set(key, new[value])
             elif "url(#" in value:
-                element.set(key, _REFERENCE.sub(rf"url(#{name}-\1)", value))
+                element.set(key, _REFERENCE.sub(lambda match: f"url(#{new[match[1]]})", value))
 
 
 def _move_labels_to_titles(root: ET.Element) -> None:

@@ -8,9 +8,18 @@ from markupsafe import Markup
 
 from potstill.report import figures
 from potstill.report.charts import Curve, curves
-from potstill.report.summary import Epoch, Training
+from potstill.report.summary import Epoch, Labels, Training
 
-__all__ = ["Panel", "TrainingTable", "cross_entropy_of", "divergence_of", "panels", "tables", "trains_on_divergence"]
+__all__ = [
+    "Panel",
+    "TrainingTable",
+    "buckets",
+    "cross_entropy_of",
+    "divergence_of",
+    "panels",
+    "tables",
+    "trains_on_divergence",
+]
 
 _TITLES = {
     "teacher": "The teacher",
@@ -48,6 +57,11 @@ def trains_on_divergence(epochs: Sequence[Epoch]) -> bool:
     return bool(epochs) and all(epoch.loss == "forward_kl" for epoch in epochs)
 
 
+def buckets(labels: Labels | None) -> bool:
+    """Whether the labels name only some tokens, so that a KL measured on them is a lower bound of the full one."""
+    return labels is not None and labels.kind == "top_k"
+
+
 def divergence_of(epoch: Epoch) -> float | None:
     """KL(teacher || student) on held-out text, under whichever key the run wrote it."""
     if epoch.validation_kl_nats is not None:
@@ -62,9 +76,9 @@ def cross_entropy_of(epoch: Epoch) -> float | None:
     return epoch.validation_loss_nats if epoch.loss == "cross_entropy" else None
 
 
-def panels(training: Training) -> list[Panel]:
+def panels(training: Training, labels: Labels | None) -> list[Panel]:
     """The charts there are figures for: divergence, cross-entropy, agreement, accuracy."""
-    found = [_divergence(training), _cross_entropy(training), _agreement(training), _accuracy(training)]
+    found = [_divergence(training, labels), _cross_entropy(training), _agreement(training), _accuracy(training)]
     return [panel for panel in found if panel is not None]
 
 
@@ -98,14 +112,15 @@ def _loss_name(epochs: Sequence[Epoch]) -> str:
     return ", ".join(names).replace("_", " ") if names else "loss, its divergence not named by the run"
 
 
-def _divergence(training: Training) -> Panel | None:
+def _divergence(training: Training, labels: Labels | None) -> Panel | None:
     student = training.student
     lines = [_curve("held-out", "var(--student)", student, divergence_of)]
     if not lines[0].points:
         return None
     if trains_on_divergence(student):
         lines.append(_curve("training", "var(--faint)", student, lambda epoch: epoch.train_loss_nats, dashed=True))
-    caption = "KL from teacher to student. Zero would mean: the same distribution at every position."
+    bucket = ", all words the labels don’t name counted as one: never more than the full KL" if buckets(labels) else ""
+    caption = f"KL from teacher to student{bucket}. Zero would mean: the same distribution everywhere."
     return _panel("divergence", "Distance to the teacher", "nats per token", lines, figures.nats, caption)
 
 

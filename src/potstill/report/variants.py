@@ -20,12 +20,15 @@ __all__ = [
     "label_of",
     "reference_of",
     "shipped",
+    "square_px",
     "squares",
     "variant_panels",
 ]
 
 DTYPES = ("float32", "float16", "int8")
 _ENGINES = {"pytorch": "PyTorch"}
+_MAX_LABEL = 30
+_SQUARES_PX, _SQUARES_GAP_PX, _LARGEST_PX = 560, 26, 190
 _NOT_SHIPPED = {"teacher", "twin"}
 _PRIORITY = {"gguf": 0, "safetensors": 1}
 
@@ -109,11 +112,17 @@ def squares(models: Sequence[Model]) -> list[Square]:
     ]
 
 
+def square_px(files: Sequence[Square]) -> int:
+    """The side of the largest square, so that all of them stand in one row."""
+    room = _SQUARES_PX - _SQUARES_GAP_PX * max(0, len(files) - 1)
+    return round(min(_LARGEST_PX, room / (sum(square.side for square in files) or 1.0)))
+
+
 def by_dtype(models: Sequence[Model]) -> list[ByDtype]:
-    """Measured file sizes by dtype, a row per model and format."""
+    """Measured file sizes by dtype, a row per model and format; the twin's would repeat the student's."""
     table: dict[tuple[str, str], dict[str, float | None]] = {}
     for model in models:
-        if model.dtype in DTYPES and model.bytes is not None:
+        if model.dtype in DTYPES and model.bytes is not None and base_of(model) != "twin":
             table.setdefault((base_of(model), model.format), {}).setdefault(model.dtype, model.bytes)
     return [ByDtype(base, format_, [sizes.get(name) for name in DTYPES]) for (base, format_), sizes in table.items()]
 
@@ -183,16 +192,21 @@ def _panel(
     interval: bool = False,
 ) -> VariantPanel | None:
     rows = [
-        Row(label_of(model), colour_of(model.name), found, write(model), _interval(model) if interval else None)
+        Row(_short_label(model), colour_of(model.name), found, write(model), _interval(model) if interval else None)
         for model in models
         if (found := value(model)) is not None
     ]
-    label_width = max((len(label_of(model)) for model in models), default=0) * CHARACTER_PX
+    label_width = max((len(_short_label(model)) for model in models), default=0) * CHARACTER_PX
     said = "; ".join(f"{row.label} {row.text}" for row in rows)
     drawing = rows_chart(
         f"rows-{name}", rows, alternative=f"{title}, {unit}: {said}.", from_zero=not interval, label_width=label_width
     )
     return None if drawing is None else VariantPanel(title, unit, drawing)
+
+
+def _short_label(model: Model) -> str:
+    label = label_of(model)
+    return label if len(label) <= _MAX_LABEL else label[: _MAX_LABEL - 1] + "…"
 
 
 def _interval(model: Model) -> tuple[float, float] | None:
