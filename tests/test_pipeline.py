@@ -13,7 +13,22 @@ import pytest
 
 from potstill.core.durable import sha256_of_file
 
-_WORDS = "the small still distils a large model into one that a laptop runs while the report says what was lost".split()
+_WORDS = (
+    "the",
+    "small",
+    "still",
+    "distils",
+    "a",
+    "large",
+    "model",
+    "into",
+    "one",
+    "that",
+    "runs",
+    "while",
+    "it",
+    "says",
+)
 _RECIPE = """
 name: tiny
 seed: 3
@@ -48,13 +63,18 @@ def folder(tmp_path_factory):
 
 
 def command(folder: Path, out: str, *more: str) -> list[str]:
-    return [sys.executable, "-m", "potstill.cli", "run", str(folder / "recipe.yaml"), "--out", str(folder / out), *more]
+    return [sys.executable, "-m", "potstill", "run", str(folder / "recipe.yaml"), "--out", str(folder / out), *more]
 
 
 def start(folder: Path, out: str, *more: str) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
-        command(folder, out, *more), cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(folder, out, *more),
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -67,8 +87,14 @@ def finish(folder: Path, out: str, *more: str) -> str:
 
 def hashes(run: Path) -> dict[str, str]:
     """sha256 of every model, label, code and exported file of a run."""
-    kept = [path for path in (run / "stages").rglob("*") if path.suffix in {".safetensors", ".gguf", ".npy", ".bin", ".shard"}]
-    kept += [path for path in (run / "stages" / "03-labels").rglob("*") if path.is_file() and path.name != "manifest.json"]
+    kept = [
+        path
+        for path in (run / "stages").rglob("*")
+        if path.suffix in {".safetensors", ".gguf", ".npy", ".bin", ".shard"}
+    ]
+    kept += [
+        path for path in (run / "stages" / "03-labels").rglob("*") if path.is_file() and path.name != "manifest.json"
+    ]
     assert any("model.safetensors" in path.name for path in kept)
     return {str(path.relative_to(run)): sha256_of_file(path) for path in kept}
 
@@ -84,7 +110,18 @@ def test_a_run_makes_every_key_of_the_summary_and_a_report(undisturbed):
     run, printed, _ = undisturbed
     summary = json.loads((run / "summary.json").read_text())
     assert printed == summary
-    keys = {"recipe", "seconds", "peak_memory_bytes", "stages", "training", "models", "labels", "twin", "warnings", "fallbacks"}
+    keys = {
+        "recipe",
+        "seconds",
+        "peak_memory_bytes",
+        "stages",
+        "training",
+        "models",
+        "labels",
+        "twin",
+        "warnings",
+        "fallbacks",
+    }
     assert keys <= summary.keys()
     assert [stage["name"][:2] for stage in summary["stages"]] == ["01", "02", "03", "04", "06", "07", "08"]
     for stage in summary["stages"]:
@@ -109,7 +146,8 @@ def test_run_again_does_nothing_twice(folder, undisturbed):
     assert {path: path.stat().st_mtime_ns for path in (run / "stages").rglob("*")} == times
 
 
-def test_a_changed_recipe_makes_again_only_what_depends_on_it(folder, undisturbed):
+@pytest.mark.usefixtures("undisturbed")
+def test_a_changed_recipe_makes_again_only_what_depends_on_it(folder):
     summary = json.loads(finish(folder, "undisturbed", "--json", "--set", "quantize=[{scheme: int8}]"))
     cached = {stage["name"]: stage["cached"] for stage in summary["stages"]}
     assert {name for name, was_there in cached.items() if not was_there} == {"06-quantize", "07-export", "08-evaluate"}
@@ -163,7 +201,8 @@ def test_a_second_run_in_the_same_directory_is_refused_at_once(folder):
     assert "in use by another run" in errors
 
 
-def test_another_recipe_in_the_same_directory_is_refused(folder, undisturbed):
+@pytest.mark.usefixtures("undisturbed")
+def test_another_recipe_in_the_same_directory_is_refused(folder):
     process = start(folder, "undisturbed", "--set", "name=other")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 7

@@ -66,7 +66,10 @@ def test_the_names_people_rely_on_are_read(write):
     ],
 )
 def test_overrides_take_yaml_and_reach_into_lists(write, override, check):
-    base = "name: x\nquantize: [{scheme: float16}]\nprune: {kind: structured, keep_parameters: 0.7}\nstudent: {parameters: 1M, losses: [{kind: forward_kl}]}\n"
+    base = (
+        "name: x\nquantize: [{scheme: float16}]\nprune: {kind: structured, keep_parameters: 0.7}\n"
+        "student: {parameters: 1M, losses: [{kind: forward_kl}]}\n"
+    )
     assert check(load_recipe(write(base), [override]))
 
 

@@ -1,6 +1,5 @@
 """Files are whole or not there; artefacts say what they are and notice damage."""
 
-import os
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -34,11 +33,16 @@ def artefact(tmp_path):
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "file.txt"
     write_text(path, "old")
-    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise ZeroDivisionError
+
+    def fail_half_way() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_half_way()
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["file.txt"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.txt"]
 
 
 def test_killed_while_writing_the_old_file_stays(tmp_path):

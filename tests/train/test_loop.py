@@ -92,9 +92,7 @@ def test_stopped_anywhere_and_resumed_it_ends_in_the_same_bytes(
     expected = run_fit(undisturbed, train_text, held_out_text, tmp_path / "whole")
     stopped = make_model()
     with pytest.raises(Interrupted):
-        run_fit(
-            stopped, train_text, held_out_text, tmp_path / "parts", trace=Trace(listeners=[StopAfter(stop_after)])
-        )
+        run_fit(stopped, train_text, held_out_text, tmp_path / "parts", trace=Trace(listeners=[StopAfter(stop_after)]))
     interrupt._received.clear()
     resumed = make_model(seed=99)  # whatever it starts from, the checkpoint decides
     history = run_fit(resumed, train_text, held_out_text, tmp_path / "parts")

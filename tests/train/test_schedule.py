@@ -1,5 +1,7 @@
 """The learning rate rises, peaks and falls where it should."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +27,7 @@ def test_peak_comes_at_the_end_of_the_warm_up_and_the_last_step_has_the_final_sh
 def test_rate_never_leaves_zero_to_peak_and_never_turns_twice(num_steps, warmup_share, final_share):
     schedule = rates(num_steps, warmup_share, final_share)
     assert all(0 < rate <= 1 + 1e-12 or (rate == 0 and final_share == 0) for rate in schedule)
-    falling = [later < earlier - 1e-12 for earlier, later in zip(schedule, schedule[1:], strict=False)]
+    falling = [later < earlier - 1e-12 for earlier, later in itertools.pairwise(schedule)]
     assert falling == sorted(falling)
 
 

@@ -125,12 +125,10 @@ def _json_value(value: Any) -> Any:  # noqa: ANN401 - any value made of JSON-lik
         return {str(key): _json_value(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_json_value(part) for part in value]
-    if isinstance(value, str):
-        return value.encode(errors="replace").decode()  # half a surrogate pair has no UTF-8
+    if hasattr(value, "item"):
+        value = value.item()
     if isinstance(value, bool | int | None):
         return value
-    if hasattr(value, "item"):
-        return _json_value(value.item())
     if isinstance(value, float):
         return value if math.isfinite(value) else repr(value)
-    return str(value)
+    return str(value).encode(errors="replace").decode()  # half a surrogate pair has no UTF-8

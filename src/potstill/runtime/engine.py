@@ -5,7 +5,7 @@ Shapes: B rows of a batch, T tokens of a row, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +39,9 @@ class Engine(Protocol):
     def facts(self) -> EngineFacts: ...
 
     def logits(self, tokens_BT: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Next-token logits [B, T, V] of rows that each start from an empty context; causal, so padding to the right
-        changes nothing before it.
+        """Next-token logits [B, T, V] of rows that each start from an empty context.
+
+        Causal: padding to the right changes nothing before it.
         """
         ...
 
@@ -48,6 +49,6 @@ class Engine(Protocol):
         """The next tokens by greedy decoding with a key-value cache; never stops early."""
         ...
 
-    def __enter__(self) -> "Engine": ...
+    def __enter__(self) -> Self: ...
 
-    def __exit__(self, *_: Any) -> None: ...
+    def __exit__(self, *_: object) -> None: ...

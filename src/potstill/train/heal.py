@@ -15,7 +15,7 @@ from potstill.distill.objective import Objective
 from potstill.distill.settings import Loss
 from potstill.model.store import load_model, save_model
 from potstill.prune.settings import StructuredPruning
-from potstill.prune.structured import prune_structured
+from potstill.prune.structured import TOLERANCE, prune_structured
 from potstill.train.loop import fit
 from potstill.train.precision import resolve_device, resolve_precision
 from potstill.train.settings import Machine, TrainingSettings, default_learning_rate
@@ -88,6 +88,11 @@ def _cut(
     batches = _calibration(sequences, settings.calibration_sentences, seed=machine.seed)
     with trace.span("choosing what to remove"):
         pruned, report = prune_structured(student, batches, settings.keep_parameters)
+    if abs(report.parameters_after / report.parameters_target - 1) > TOLERANCE:
+        trace.warning(
+            f"pruning left {report.parameters_after:,} parameters where {report.parameters_target:,} were asked for: "
+            "the model's blocks and channels come in no finer steps"
+        )
     trace.metric("kl_to_parent_nats", report.kl_to_parent_nats, "nats")
     trace.metric("parameters", report.parameters_after, "1", model="pruned")
     write_json(out / "prune.json", asdict(report))

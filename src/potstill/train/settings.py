@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from potstill.core.settings import Count, Settings
-from potstill.distill.settings import ForwardKl, Loss
+from potstill.distill.settings import ForwardKl, Loss, needs_labels
 
 __all__ = [
     "LoadedTeacher",
@@ -16,6 +16,7 @@ __all__ = [
     "TrainedTeacher",
     "TrainingSettings",
     "default_learning_rate",
+    "wants_twin",
 ]
 
 Precision = Literal["float32", "bfloat16"]
@@ -88,3 +89,8 @@ class StudentSettings(TrainingSettings):
     start: Annotated[Literal["scratch", "teacher"], Field(alias="from")] = "scratch"
     losses: tuple[Loss, ...] = (ForwardKl(),)
     twin: bool | None = None
+
+
+def wants_twin(student: StudentSettings, *, has_teacher: bool) -> bool:
+    """Whether the student's plain twin is trained too: as asked for, else if there is a teacher to compare with."""
+    return has_teacher and needs_labels(student.losses) if student.twin is None else student.twin

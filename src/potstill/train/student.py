@@ -7,16 +7,16 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from potstill.core.trace import Trace
+from potstill.data.facts import token_facts
 from potstill.data.sequences import PackedSequences
 from potstill.distill.objective import Objective
-from potstill.distill.settings import CrossEntropy, needs_labels
+from potstill.distill.settings import CrossEntropy
 from potstill.distill.student import build_student
 from potstill.labels.store import LabelStore
 from potstill.model.store import load_model, model_fingerprint, save_model, tokenizer_fingerprint
 from potstill.train.loop import TrainingText, fit
 from potstill.train.precision import resolve_device, resolve_precision
-from potstill.train.settings import Machine, StudentSettings
-from potstill.data.facts import vocabulary_of
+from potstill.train.settings import Machine, StudentSettings, wants_twin
 
 __all__ = ["LabelledText", "labelled_text", "train_student"]
 
@@ -67,10 +67,8 @@ def train_student(
     text = labelled_text(inputs, num_sentences)
     tokens_NT = text.train.sequences.tokens_NT
     trace.input("text", shape=tokens_NT.shape, dtype=str(tokens_NT.dtype), example=tokens_NT[0, :12].tolist())
-    has_teacher = "teacher" in inputs
     _train(settings, machine, text, inputs, out, trace, who="student", objective=Objective(settings.losses))
-    wants_twin = settings.twin if settings.twin is not None else has_teacher and needs_labels(settings.losses)
-    if wants_twin:
+    if wants_twin(settings, has_teacher="teacher" in inputs):
         plain = text.without_training_labels()
         _train(settings, machine, plain, inputs, out / "twin", trace, who="twin", objective=Objective([CrossEntropy()]))
 
@@ -109,10 +107,13 @@ def _train(
 
 def _initial_student(settings: StudentSettings, machine: Machine, inputs: Mapping[str, Path]) -> PreTrainedModel:
     teacher = load_model(inputs["teacher"] / "model") if settings.start == "teacher" else None
+    tokens = token_facts(inputs["data"])
     return build_student(
         settings.parameters,
         start=settings.start,
         teacher=teacher,
-        vocabulary=vocabulary_of(inputs["data"]),
+        vocabulary=tokens.vocabulary,
         seed=machine.seed,
+        beginning_id=tokens.beginning_id,
+        end_id=tokens.end_id,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from potstill.core.errors import InputError
 from potstill.core.trace import Trace
+from potstill.data.facts import token_facts, vocabulary_of
 from potstill.data.sequences import PackedSequences
 from potstill.distill.objective import Objective
 from potstill.distill.settings import CrossEntropy
@@ -16,7 +17,6 @@ from potstill.model.store import load_model, save_model
 from potstill.train.loop import TrainingText, fit
 from potstill.train.precision import resolve_device, resolve_precision
 from potstill.train.settings import LoadedTeacher, Machine, TrainedTeacher
-from potstill.data.facts import vocabulary_of
 
 __all__ = ["load_teacher", "train_teacher"]
 
@@ -32,8 +32,9 @@ def train_teacher(
     train, validation = PackedSequences.load(data, "train"), PackedSequences.load(data, "validation")
     device = resolve_device(machine.device)
     precision = resolve_precision(machine.precision, device)
-    shape = shape_for_budget(settings.parameters, vocabulary_of(data))
-    model = build_llama(shape, seed=machine.seed).to(device)  # type: ignore[arg-type] # transformers wraps torch's `to`
+    tokens = token_facts(data)
+    shape = shape_for_budget(settings.parameters, tokens.vocabulary)
+    model = build_llama(shape, seed=machine.seed, beginning_id=tokens.beginning_id, end_id=tokens.end_id).to(device)  # type: ignore[arg-type] # transformers wraps torch's `to`
     trace.input(
         "text", shape=train.tokens_NT.shape, dtype=str(train.tokens_NT.dtype), example=train.tokens_NT[0, :12].tolist()
     )
