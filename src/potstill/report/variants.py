@@ -28,7 +28,8 @@ __all__ = [
 DTYPES = ("float32", "float16", "int8")
 _ENGINES = {"pytorch": "PyTorch"}
 _MAX_LABEL = 30
-_SQUARES_PX, _SQUARES_GAP_PX, _LARGEST_PX = 560, 26, 190
+_SQUARES_PX, _SQUARES_GAP_PX = 560, 26
+_SMALLEST_PX, _LARGEST_PX = 80, 190
 _NOT_SHIPPED = {"teacher", "twin"}
 _PRIORITY = {"gguf": 0, "safetensors": 1}
 
@@ -113,9 +114,10 @@ def squares(models: Sequence[Model]) -> list[Square]:
 
 
 def square_px(files: Sequence[Square]) -> int:
-    """The side of the largest square, so that all of them stand in one row."""
-    room = _SQUARES_PX - _SQUARES_GAP_PX * max(0, len(files) - 1)
-    return round(min(_LARGEST_PX, room / (sum(square.side for square in files) or 1.0)))
+    """The side of the largest square, so that all but the pruned ones, which begin a row, stand side by side."""
+    sides = [square.side for square in files if square.label != "pruned"]
+    room = _SQUARES_PX - _SQUARES_GAP_PX * max(0, len(sides) - 1)
+    return round(max(_SMALLEST_PX, min(_LARGEST_PX, room / (sum(sides) or 1.0))))
 
 
 def by_dtype(models: Sequence[Model]) -> list[ByDtype]:
