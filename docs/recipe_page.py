@@ -29,7 +29,7 @@ Any key can be set on the command line, its value in YAML, lists and mappings in
 
 ```bash
 potstill plan recipes/quickstart.yaml --set data.sentences=1000 --set student.epochs=3
-potstill plan recipes/quickstart.yaml --set 'data.source={kind: files, paths: [README.md]}'
+potstill plan recipes/quickstart.yaml --set 'data.source={kind: files, paths: [my.txt]}'
 ```
 
 Where a key offers several kinds, write the one you want as `kind`, and its own keys beside it.

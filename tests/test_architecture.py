@@ -23,7 +23,7 @@ LAYERS = (
     {"stages"},
     {"summary"},
     {"pipeline"},
-    {"cli", "terminal", "tables", "variants", "environment", "continuation"},
+    {"cli", "plan", "terminal", "tables", "variants", "environment", "continuation"},
     {"__main__"},
 )
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}

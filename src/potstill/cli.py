@@ -9,7 +9,7 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,6 +45,9 @@ Overrides = Annotated[
     typer.Option("--set", metavar="PATH=VALUE", help="Change a key, as in data.sentences=1000; may be repeated."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="The run directory; runs/NAME unless told.", show_default=False)
+]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or its name under runs/.")]
 Model = Annotated[
     str,
@@ -73,9 +76,7 @@ def _everywhere(
 def run(
     recipe: RecipePath,
     overrides: Overrides = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The run directory; runs/NAME unless told.", show_default=False)
-    ] = None,
+    out: Out = None,
     as_json: AsJson = False,
     strict: Annotated[bool, typer.Option("--strict", help="A warning or a fallback ends with exit code 6.")] = False,
 ) -> None:
@@ -90,18 +91,24 @@ def run(
         summary = pipeline.run(resolved, directory, listeners=[listener])
     _show(summary, as_json=as_json, printer=_summary_printer(stages=False))
     _tell(f"report: {directory / 'report.html'}")
-    if strict and (summary["warnings"] or summary["fallbacks"]):
-        found = f"{len(summary['warnings'])} warnings and {len(summary['fallbacks'])} fallbacks"
-        raise QualityGateError(f"{found}, where --strict allows none", where=str(directory))
+    if strict:
+        _require_nothing_told(summary, directory)
 
 
-@app.command()
-def plan(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+@app.command("plan")
+def show_plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
     """Tell what would run: shapes, parameters, bytes, memory, minutes. Writes nothing."""
-    from potstill import pipeline  # noqa: PLC0415
+    from potstill.plan import plan  # noqa: PLC0415
     from potstill.recipe import load_recipe  # noqa: PLC0415
+    from potstill.tables import print_plan  # noqa: PLC0415
 
-    _show(pipeline.plan(load_recipe(recipe, overrides or ())), as_json=as_json, printer=_print_tree)
+    resolved = load_recipe(recipe, overrides or ())
+    _show(plan(resolved, out or Path("runs") / resolved.name), as_json=as_json, printer=print_plan)
 
 
 @app.command()
@@ -227,6 +234,16 @@ def _show(result: Any, *, as_json: bool, printer: Callable[["Console", Any], Non
     with _pipe_may_break():
         printer(console_for(sys.stdout), result)
         sys.stdout.flush()
+
+
+def _require_nothing_told(summary: Mapping[str, Any], directory: Path) -> None:
+    """Refuse a run that had to warn or to do something in another way than asked for.
+
+    Raises: QualityGateError: saying how many warnings and fallbacks there are.
+    """
+    if summary["warnings"] or summary["fallbacks"]:
+        found = f"{len(summary['warnings'])} warnings and {len(summary['fallbacks'])} fallbacks"
+        raise QualityGateError(f"{found}, where --strict allows none", where=str(directory))
 
 
 def _summary_printer(*, stages: bool) -> Callable[["Console", Any], None]:

@@ -8,7 +8,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from potstill.stages import Stage, stages_of
 from potstill.summary import summarise
 from potstill.train.settings import LoadedTeacher
 
-__all__ = ["read_summary", "run"]
+__all__ = ["read_summary", "run", "stage_fingerprint"]
 
 _IN_PROGRESS = "in-progress.json"
 
@@ -76,9 +76,7 @@ def _make(
     """Give the stage's manifest, made now or before, and whether it was made before."""
     directory = out / "stages" / stage.name
     input_fingerprints = {role: done[name].fingerprint for role, name in stage.inputs.items()}
-    fingerprint = fingerprint_of(
-        stage.kind, {**stage.settings, **_facts_outside(stage, recipe)}, input_fingerprints, stage.code_version
-    )
+    fingerprint = stage_fingerprint(stage, recipe, input_fingerprints)
     manifest = read_manifest(directory)
     told = trace.for_stage(stage.name)
     number, of = place
@@ -116,6 +114,15 @@ def _make(
 
 def _cost(manifest: Manifest, *, cached: bool) -> dict[str, Any]:
     return {"seconds": manifest.seconds, "peak_memory_bytes": manifest.peak_memory_bytes, "cached": cached}
+
+
+def stage_fingerprint(stage: Stage, recipe: Recipe, inputs: Mapping[str, str]) -> str:
+    """What the stage's artefact is made from, as one hash; ``inputs`` maps a role to a fingerprint.
+
+    Raises: PotstillError: a file of the text or of the loaded teacher isn't there.
+    """
+    settings = {**stage.settings, **_facts_outside(stage, recipe)}
+    return fingerprint_of(stage.kind, settings, inputs, stage.code_version)
 
 
 def _facts_outside(stage: Stage, recipe: Recipe) -> dict[str, Any]:

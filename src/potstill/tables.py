@@ -13,7 +13,7 @@ from rich.text import Text
 
 from potstill.terminal import MISSING, count, megabytes, stage_line, stage_name, visible
 
-__all__ = ["print_summary", "print_tree"]
+__all__ = ["print_plan", "print_summary", "print_tree"]
 
 _MODEL_COLUMNS = ("model", "file", "MB", "perplexity\n[95 %]", "agree", "prefill\ntok/s", "decode\ntok/s")
 _WIDE = 96
@@ -34,6 +34,31 @@ def print_summary(console: Console, summary: Mapping[str, Any], *, stages: bool)
             console.print(Text(f"! {kind[:-1]}: {visible(text)}", style="yellow"))
     memory = megabytes(summary["peak_memory_bytes"])
     console.print(Text(f"{visible(summary['recipe'])}: {summary['seconds']:.1f} s, at most {memory} MB of memory"))
+
+
+def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
+    """Print what a run would do and cost; a dash where only the run itself finds out."""
+    rows = (
+        (
+            stage_name(row["stage"]),
+            visible(row["does"]),
+            visible(row["makes"]),
+            count(row["parameters"]),
+            megabytes(row["disk_bytes"]),
+            megabytes(row["memory_bytes"]),
+            MISSING if row["minutes"] is None else f"{row['minutes']:.1f}",
+            row["state"],
+        )
+        for row in plan["stages"]
+    )
+    columns = ("stage", "does", "makes", "weights", "disk\nMB", "memory\nMB", "minutes", "state")
+    _print_table(console, columns, rows, num_left=3)
+    unknown = ", ".join(stage_name(name) for name in plan["minutes_unknown"])
+    beside = f", beside {unknown}, which only the run finds out" if unknown else ""
+    console.print(
+        f"{visible(plan['recipe'])} in {visible(plan['run_directory'])}: about {plan['minutes']:.1f} minutes{beside}; "
+        f"{megabytes(plan['memory_bytes'])} MB of memory, {megabytes(plan['disk_bytes'])} MB on disk"
+    )
 
 
 def print_tree(console: Console, facts: Mapping[str, Any], *, indent: int = 0) -> None:

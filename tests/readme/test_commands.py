@@ -49,8 +49,8 @@ def test_a_documented_command_exists(words, tmp_path):
         return
     assert Path(program).name == "potstill"
     verb, *rest = arguments
-    for name in ("recipes", "README.md"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    (tmp_path / "my.txt").write_text("Text of the reader's own.\n")
     if verb in RUN_AS_THEY_STAND:
         ended = potstill(*arguments, cwd=tmp_path)
         assert ended.returncode == 0, ended.stderr
