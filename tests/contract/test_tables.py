@@ -1,0 +1,86 @@
+"""Every choice that a recipe can name has its row in the table that carries it out, and every row is a choice."""
+
+import inspect
+import typing
+from pathlib import Path
+
+import pytest
+
+from potstill import cli, plan
+from potstill.core import errors
+from potstill.core.settings import parse_settings
+from potstill.core.trace import Trace
+from potstill.data import sources
+from potstill.data.settings import Source
+from potstill.export import stage as export_stage
+from potstill.export.settings import Export
+from potstill.labels.codec import codec_of
+from potstill.labels.settings import LabelKind
+from potstill.quantize import stage as quantize_stage
+from potstill.quantize.settings import Scheme
+from potstill.recipe import Recipe
+from potstill.stages import stages_of
+
+WHOLE = parse_settings(
+    Recipe, {"name": "whole", "prune": {"kind": "structured", "keep_parameters": 0.5}}, source="test"
+)
+
+
+def members(union):
+    """The settings classes of a tagged union, or the one class that stands alone."""
+    if typing.get_origin(union) is typing.Annotated:
+        return members(typing.get_args(union)[0])
+    return set(typing.get_args(union)) or {union}
+
+
+@pytest.mark.parametrize(
+    ("union", "table"),
+    [
+        (Source, sources._READERS),
+        (Source, sources._FACTS),
+        (Scheme, quantize_stage._WRITERS),
+        (Export, export_stage._EXPORTERS),
+    ],
+    ids=["source readers", "source facts", "schemes", "exporters"],
+)
+def test_a_table_has_a_row_for_every_choice(union, table):
+    """Neither a choice without a function nor a function without a choice."""
+    assert set(table) == members(union)
+
+
+@pytest.mark.parametrize("kind", sorted(members(LabelKind), key=str), ids=lambda kind: kind.__name__)
+def test_every_kind_of_label_has_a_codec(kind):
+    """A label kind that can be asked for can be stored."""
+    assert codec_of(kind(), vocabulary=100).record_bytes > 0
+
+
+@pytest.mark.parametrize("stage", stages_of(WHOLE), ids=lambda stage: stage.name)
+def test_a_stage_has_the_one_signature_and_a_plan(stage):
+    """(inputs, out, trace), inputs made by earlier stages, settings that go into JSON, and a row of the plan."""
+    assert list(inspect.signature(stage.run).parameters) == ["inputs", "out", "trace"]
+    assert typing.get_type_hints(stage.run)["trace"] is Trace
+    assert typing.get_type_hints(stage.run)["out"] is Path
+    earlier = [other.name for other in stages_of(WHOLE) if other.name < stage.name]
+    assert set(stage.inputs.values()) <= set(earlier)
+    assert stage.name in plan._COSTS
+
+
+def test_the_plan_knows_no_other_stage():
+    """A row of the plan for a stage that is gone would be dead."""
+    assert set(plan._COSTS) == {stage.name for stage in stages_of(WHOLE)}
+
+
+def test_every_error_has_an_exit_code_of_the_table():
+    """The documented codes, each given by a class, and none besides."""
+    classes = [getattr(errors, name) for name in errors.__all__]
+    codes = {cls.exit_code for cls in classes}
+    assert codes == {1, 2, 3, 4, 5, 6, 7}
+    page = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert all(f"| {code} |" in page for code in codes | {0, "130, 143"})
+
+
+def test_every_verb_has_a_sentence():
+    """No verb without help; what the command line offers is what the documents list."""
+    verbs = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    assert verbs == {"run", "plan", "inspect", "init", "show", "report", "generate", "env"}
+    assert all(command.callback.__doc__ for command in cli.app.registered_commands)
