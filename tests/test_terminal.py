@@ -115,6 +115,23 @@ def test_bars_stay_inside_the_terminal(width):
     assert any("4/8 student" in line for line in lines)
 
 
+def test_a_stage_ends_with_its_own_models_last_observation():
+    """One sentence under the line, indented, about the student and not about its twin."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=60, color_system=None, markup=False)
+    start, end = stage()
+    with LiveListener(console) as listener:
+        listener(start)
+        for epoch in (1, 2):
+            listener(event("note", "observation", f"word {epoch} " * 9, model="student", epoch=epoch))
+        listener(event("note", "observation", "not this", model="twin", epoch=2))
+        listener(end)
+    lines = [line.rstrip() for line in stream.getvalue().splitlines() if line.strip()]
+    assert lines[1].startswith("    student epoch 2: word 2")
+    assert all(line.startswith("    ") for line in lines[1:])
+    assert "not this" not in stream.getvalue()
+
+
 @pytest.mark.parametrize("kind", ["warning", "fallback", "note", "progress", "stage_start"])
 @pytest.mark.parametrize("terminal", [True, False])
 def test_hostile_strings_stay_text(kind, terminal):

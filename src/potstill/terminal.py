@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Self, TextIO
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.text import Text
 
@@ -95,7 +96,7 @@ class LiveListener:
             self._advance(visible(event["name"]), value, visible(event.get("unit") or ""))
         elif kind == "stage_end":
             self._end(stage_name(event["stage"]), value)
-        elif kind == "note" and event["name"] == "observation":
+        elif kind == "note" and event.get("model") == stage_name(event["stage"]):
             self._note = _observation(event)
         elif kind in {"warning", "fallback"}:
             line = Text.assemble((f"{_WARNING} ", "bold yellow"), (f"{kind}: ", "yellow"), visible(value))
@@ -112,6 +113,7 @@ class LiveListener:
     def _remove_bar(self) -> None:
         if self._task is not None:
             self._progress.remove_task(self._task)
+            self._progress.refresh()
             self._task = None
 
     def _end(self, name: str, value: Mapping[str, Any]) -> None:
@@ -119,7 +121,7 @@ class LiveListener:
         mark = (f"{_CACHED} ", "dim") if value["cached"] else (f"{_CHECK} ", "bold green")
         self._console.print(Text.assemble(mark, stage_line(self._number, name, value)))
         if self._note and not value["cached"]:
-            self._console.print(Text(f"    {self._note}", style="dim"))
+            self._console.print(Padding(Text(self._note, style="dim"), (0, 0, 0, 4)))
         self._note = ""
 
 
