@@ -112,7 +112,7 @@ def _model_cells(row: Mapping[str, Any]) -> Sequence[str]:
         visible(row["name"]),
         visible(f"{row['engine']} {row['dtype']}"),
         megabytes(row.get("bytes")),
-        _number(row.get("perplexity")) + interval,
+        _perplexity(row.get("perplexity")) + interval,
         _fraction(row.get("agreement_with_teacher")),
         count(row.get("prefill_tokens_per_s")),
         count(row.get("decode_tokens_per_s")),
@@ -133,6 +133,10 @@ def _cell(value: object) -> str:
 
 def _number(value: float | None) -> str:
     return MISSING if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _perplexity(value: float | None) -> str:
+    return MISSING if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:#.4g}"
 
 
 def _fraction(value: float | None) -> str:
