@@ -32,6 +32,8 @@ _EFFICIENCY = 1.6
 """Operations of training per measured float32 operation: bfloat16 where the hardware has it, less what is lost."""
 _PROCESS_BYTES = 500_000_000
 _BYTES_PER_TRAINED_WEIGHT = 16
+_FLOATS_PER_ACTIVATION, _FLOATS_PER_LOGIT = 60, 20
+"""What training keeps for a position: per column of a block, and per entry of the vocabulary; measured at 3 M."""
 _BYTES_PER_WEIGHT = {"float32": 4.0, "float16": 2.0, "int8": 34 / 32}
 _S_OF_DATA, _S_PER_MODEL = 15.0, 8.0
 
@@ -71,8 +73,12 @@ def plan(recipe: Recipe, out: Path) -> dict[str, Any]:
     sizes = _sizes_of(recipe)
     states = _states(recipe, out)
     rows: list[dict[str, Any]] = []
+    memory_bytes = 0
     for stage in stages_of(recipe):
         cost = _COSTS[stage.name](recipe, sizes)
+        memory_bytes = max(
+            memory_bytes, round(cost.memory_bytes or _PROCESS_BYTES)
+        )  # one process; it gives little back
         minutes = None if cost.seconds is None else round(cost.seconds / 60, 1)
         rows.append(
             {
@@ -81,7 +87,7 @@ def plan(recipe: Recipe, out: Path) -> dict[str, Any]:
                 "makes": cost.shape,
                 "parameters": cost.parameters,
                 "disk_bytes": None if cost.disk_bytes is None else round(cost.disk_bytes),
-                "memory_bytes": round(cost.memory_bytes or _PROCESS_BYTES),
+                "memory_bytes": memory_bytes,
                 "minutes": 0.0 if states[stage.name] == "done" else minutes,
                 "state": states[stage.name],
             }
@@ -93,7 +99,7 @@ def plan(recipe: Recipe, out: Path) -> dict[str, Any]:
         "stages": rows,
         "minutes": round(sum(known), 1),
         "minutes_unknown": [row["stage"] for row in rows if row["minutes"] is None],
-        "memory_bytes": max(row["memory_bytes"] for row in rows),
+        "memory_bytes": memory_bytes,
         "disk_bytes": sum(row["disk_bytes"] or 0 for row in rows),
     }
 
@@ -151,7 +157,9 @@ def _teacher(recipe: Recipe, sizes: _Sizes) -> _Cost:
         None if sizes.teacher_rows is None else sizes.teacher_rows * recipe.data.tokens_per_sentence * teacher.epochs
     )
     seconds = None if tokens is None else sizes.training_s(weights, tokens)
-    memory = _training_bytes(recipe, sizes, weights, teacher.micro_batch_sentences or teacher.batch_sentences)
+    memory = _training_bytes(
+        recipe, sizes, teacher.parameters, teacher.micro_batch_sentences or teacher.batch_sentences
+    )
     return _Cost(
         f"train, {teacher.epochs} epochs", _shape(teacher.parameters, sizes), weights, 4 * weights, memory, seconds
     )
@@ -174,7 +182,9 @@ def _student(recipe: Recipe, sizes: _Sizes) -> _Cost:
     student, weights = recipe.student, sizes.student
     models = 2 if student.twin or (student.twin is None and recipe.labels is not None) else 1
     tokens = recipe.data.sentences * recipe.data.tokens_per_sentence * student.epochs
-    memory = _training_bytes(recipe, sizes, weights, student.micro_batch_sentences or student.batch_sentences)
+    memory = _training_bytes(
+        recipe, sizes, student.parameters, student.micro_batch_sentences or student.batch_sentences
+    )
     does = f"train, {student.epochs} epochs" + (", and its twin" if models == 2 else "")
     seconds = models * sizes.training_s(weights, tokens)
     return _Cost(does, _shape(student.parameters, sizes), weights, models * 4 * weights, memory, seconds)
@@ -185,7 +195,7 @@ def _prune(recipe: Recipe, sizes: _Sizes) -> _Cost:
     assert prune is not None  # noqa: S101 - there is no such stage without it
     weights = round(sizes.student * prune.keep_parameters)
     tokens = recipe.data.sentences * recipe.data.tokens_per_sentence * prune.epochs
-    memory = _training_bytes(recipe, sizes, sizes.student, prune.batch_sentences)
+    memory = _training_bytes(recipe, sizes, recipe.student.parameters, prune.batch_sentences)
     does = f"prune, heal {prune.epochs} epochs"
     return _Cost(does, "fewer blocks, narrower MLPs", weights, 4 * weights, memory, sizes.training_s(weights, tokens))
 
@@ -236,10 +246,12 @@ def _shape(budget: int, sizes: _Sizes) -> str:
     return f"{shape.blocks} blocks of width {shape.width}, MLP {shape.mlp_width}"
 
 
-def _training_bytes(recipe: Recipe, sizes: _Sizes, weights: int, rows: int) -> float:
-    """Weights with gradient and optimiser state, and the logits of a micro-batch with gradient, in float32."""
-    logits = rows * recipe.data.tokens_per_sentence * sizes.vocabulary
-    return _PROCESS_BYTES + _BYTES_PER_TRAINED_WEIGHT * weights + 3 * 4 * logits
+def _training_bytes(recipe: Recipe, sizes: _Sizes, budget: int, rows: int) -> float:
+    """Weights with gradients and optimiser state, and for every position of a micro-batch activations and logits."""
+    shape = shape_for_budget(budget, sizes.vocabulary)
+    per_position = _FLOATS_PER_ACTIVATION * shape.width * shape.blocks + _FLOATS_PER_LOGIT * sizes.vocabulary
+    positions = rows * recipe.data.tokens_per_sentence
+    return _PROCESS_BYTES + _BYTES_PER_TRAINED_WEIGHT * shape.parameters + 4 * positions * per_position
 
 
 def _operations_per_s() -> float:

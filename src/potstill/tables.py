@@ -107,7 +107,7 @@ def _print_models(console: Console, models: Sequence[Mapping[str, Any]]) -> None
 
 def _model_cells(row: Mapping[str, Any]) -> Sequence[str]:
     low_high = row.get("perplexity_interval_95")
-    interval = f" [{low_high[0]:.3g}, {low_high[1]:.3g}]" if low_high else ""
+    interval = f" [{_three_digits(low_high[0])}, {_three_digits(low_high[1])}]" if low_high else ""
     return (
         visible(row["name"]),
         visible(f"{row['engine']} {row['dtype']}"),
@@ -137,6 +137,10 @@ def _number(value: float | None) -> str:
 
 def _perplexity(value: float | None) -> str:
     return MISSING if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:#.4g}"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _fraction(value: float | None) -> str:
