@@ -20,6 +20,7 @@ from potstill.core.errors import InputError
 
 __all__ = ["PackedSequences", "epoch_order"]
 
+COLUMNS_PER_STEP = 8
 TOKEN_DTYPES = (np.dtype(np.uint16), np.dtype(np.uint32))
 
 
@@ -56,12 +57,14 @@ class PackedSequences:
         )
 
     def rows(self, rows_B: NDArray[np.int64] | Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Token ids int64 [B, T'] and scored bool [B, T'] of the named rows, T' the length of the longest of them.
+        """Token ids int64 [B, T'] and scored bool [B, T'] of the named rows; the last column is never scored.
 
-        The last column is never scored. Rows are cut after the longest because padding costs as much as text.
+        T' is the length of the longest of them, rounded up to a multiple of 8 within T: padding costs as much as text,
+        and kernels are compiled per shape, so few shapes should occur.
         """
         index_B = np.asarray(rows_B, dtype=np.int64)
         longest = int(self.lengths_N[index_B].max(initial=1))
+        longest = min(longest + -longest % COLUMNS_PER_STEP, self.tokens_per_sequence)
         tokens_BT = self.tokens_NT[index_B, :longest].astype(np.int64)
         next_T = np.arange(1, longest + 1)
         scored_BT = (next_T >= self.prompts_N[index_B, None]) & (next_T < self.lengths_N[index_B, None])

@@ -157,12 +157,11 @@ def _write_missing(
 def _labels_of_rows(teacher: _Teacher, sequences: PackedSequences, rows_B: NDArray[np.int64]) -> Iterator[SoftLabels]:
     """The labels of a batch, in parts small enough that their logits fit; only scored positions pass the head."""
     tokens, scored = sequences.rows(rows_B)
-    longest = int(sequences.lengths_N[rows_B].max())
     model, device = teacher.model, teacher.model.device
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=teacher.settings.precision == "bfloat16")
     with torch.inference_mode(), autocast:
-        tokens_BT = torch.from_numpy(tokens[:, :longest]).to(device)
-        hidden_PD = hidden_states(model, tokens_BT)[torch.from_numpy(scored[:, :longest]).to(device)]
+        tokens_BT = torch.from_numpy(tokens).to(device)
+        hidden_PD = hidden_states(model, tokens_BT)[torch.from_numpy(scored).to(device)]
     size = max(_LOGITS_AT_ONCE // teacher.vocabulary, 1)
     for first in range(0, len(hidden_PD), size):
         with torch.inference_mode():
