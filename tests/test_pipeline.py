@@ -36,13 +36,12 @@ threads: 1
 data:
   source: {kind: files, paths: [text.txt]}
   sentences: 120
-  teacher_sentences: 150
   tokens_per_sentence: 24
   validation_sentences: 20
   test_sentences: 20
   shortest_sentence: 4
   tokenizer: {kind: train, vocabulary: 300}
-teacher: {kind: train, parameters: 60k, epochs: 3}
+teacher: {kind: train, parameters: 60k, epochs: 3, sentences: 150}
 labels: {kind: top_k, k: 8}
 student: {parameters: 40k, epochs: 4}
 quantize: [{scheme: float16}, {scheme: int8}]

@@ -55,7 +55,7 @@ def test_pruning_is_planned_where_asked_for(text, tmp_path):
 
 def test_what_only_the_run_finds_out_is_left_open(text, tmp_path):
     """How many rows "all" is depends on the text: no number is made up."""
-    changed = recipe(text, data={"source": {"kind": "files", "paths": [str(text)]}, "teacher_sentences": "all"})
+    changed = recipe(text, teacher={"kind": "train", "parameters": "3M", "sentences": "all"})
     planned = plan(changed, tmp_path / "run")
     assert planned["minutes_unknown"] == ["02-teacher"]
 

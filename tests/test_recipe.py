@@ -91,7 +91,6 @@ def test_overrides_take_yaml_and_reach_into_lists(write, override, check):
         ("name: x\nstudent: {losses: [{kind: forward_kl, temperature: 2}]}", "truncated"),
         ("name: x\nteacher: null\nprune: {kind: structured, keep_parameters: 0.5}", "prune heals"),
         ("name: x\nseed: -1", "seed"),
-        ("name: x\nteacher: {kind: load, model: m}\ndata: {teacher_sentences: 5}", "trained here"),
     ],
 )
 def test_what_is_wrong_is_said_before_any_work(write, text, message):

@@ -30,7 +30,10 @@ def _shares(rng: random.Random) -> tuple[str, str]:
     name, thing = rng.choice(_NAMES), rng.choice(_THINGS)
     friends, each, kept = rng.randint(2, 9), rng.randint(2, 12), rng.randint(1, 9)
     shared = friends * each
-    question = f"{name} has {shared + kept} {thing}, keeps {kept} and shares the rest among {friends} friends. How many does each get?"
+    question = (
+        f"{name} has {shared + kept} {thing}, keeps {kept} and shares the rest among {friends} friends. "
+        "How many does each get?"
+    )
     answer = (
         f"After keeping {kept}, {name} has {shared + kept} - {kept} = {shared} {thing} to share. "
         f"Among {friends} friends that is {shared} / {friends} = {each} {thing} for each. The answer is {each}."
@@ -42,7 +45,9 @@ def _together(rng: random.Random) -> tuple[str, str]:
     first, second = rng.sample(_NAMES, 2)
     thing, some, more = rng.choice(_THINGS), rng.randint(3, 40), rng.randint(2, 20)
     other = some + more
-    question = f"{first} has {some} {thing}. {second} has {more} more than {first}. How many {thing} do they have together?"
+    question = (
+        f"{first} has {some} {thing}. {second} has {more} more than {first}. How many {thing} do they have together?"
+    )
     answer = (
         f"{second} has {some} + {more} = {other} {thing}. "
         f"Together they have {some} + {other} = {some + other} {thing}. The answer is {some + other}."

@@ -20,6 +20,7 @@ from potstill.core.durable import read_json, write_json, write_text
 from potstill.core.errors import InputError, ResourceError, RunDirectoryError
 from potstill.core.memory import peak_memory_bytes, reset_peak_memory
 from potstill.core.trace import Event, Trace, read_trace
+from potstill.model.shapes import shape_for_budget
 from potstill.recipe import Recipe, dump_recipe
 from potstill.stages import Stage, stages_of
 from potstill.summary import summarise
@@ -42,6 +43,7 @@ def run(recipe: Recipe, out: Path, *, listeners: Sequence[Callable[[Event], None
     with _locked(out), interrupt.watching():
         _claim(out, recipe)
         _use_threads(recipe.threads)
+        _check_loaded_teacher(recipe)
         trace = Trace(out / "trace.jsonl", listeners=listeners)
         stages = stages_of(recipe)
         done: dict[str, Manifest] = {}
@@ -208,6 +210,17 @@ def _claim(out: Path, recipe: Recipe) -> None:
                 f"holds a run of recipe {name!r}, not {recipe.name!r}", where=str(out), next_step="give another --out"
             )
     write_text(path, dump_recipe(recipe))
+
+
+def _check_loaded_teacher(recipe: Recipe) -> None:
+    """Fail before any work where the student's budget can't hold the vocabulary that a loaded teacher brings.
+
+    Raises: RecipeError: the budget is too small. InputError: the teacher isn't there or is no model.
+    """
+    if isinstance(recipe.teacher, LoadedTeacher):
+        from potstill.model.inspect import inspect_config
+
+        shape_for_budget(recipe.student.parameters, inspect_config(recipe.teacher.model)["vocabulary"])
 
 
 def _use_threads(threads: int | None) -> None:

@@ -134,7 +134,7 @@ def _sizes_of(recipe: Recipe) -> _Sizes:
         teacher, vocabulary = inspection["parameters"], vocabulary or inspection["vocabulary"]
     elif isinstance(recipe.teacher, TrainedTeacher):
         teacher = shape_for_budget(recipe.teacher.parameters, vocabulary).parameters
-    rows = recipe.data.teacher_sentences or recipe.data.sentences
+    rows = recipe.data_stage.teacher_sentences or recipe.data.sentences
     student = shape_for_budget(recipe.student.parameters, vocabulary).parameters
     return _Sizes(vocabulary, teacher, student, None if rows == "all" else int(rows), _operations_per_s())
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from potstill.core.errors import PotstillError, RecipeError
 from potstill.core.settings import Settings, parse_settings
-from potstill.data.settings import Answers, DataSettings, TeacherTokenizer, TrainTokenizer
+from potstill.data.settings import Answers, DataSettings, DataStageSettings, TeacherTokenizer, TrainTokenizer
 from potstill.distill.settings import check_losses
 from potstill.evaluate.settings import EvaluateSettings
 from potstill.export.settings import Export, GgufExport
@@ -47,6 +47,12 @@ class Recipe(Settings):
     def machine(self) -> Machine:
         """Seed, device and precision, for the stages that compute."""
         return Machine(seed=self.seed, device=self.device, precision=self.precision)
+
+    @property
+    def data_stage(self) -> DataStageSettings:
+        """The text with as many rows as student and teacher together want."""
+        wanted = self.teacher.sentences if isinstance(self.teacher, TrainedTeacher) else None
+        return DataStageSettings(**self.data.model_dump(), teacher_sentences=wanted)
 
     @model_validator(mode="before")
     @classmethod
@@ -94,10 +100,6 @@ class Recipe(Settings):
             ),
             (len(set(schemes)) < len(schemes), "quantize names a scheme twice"),
             (self.prune is not None and self.labels is None, "prune heals on soft labels; it needs a teacher"),
-            (
-                self.data.teacher_sentences is not None and not isinstance(self.teacher, TrainedTeacher),
-                "data.teacher_sentences is for a teacher that is trained here",
-            ),
         ]
 
 

@@ -56,10 +56,10 @@ def _data(recipe: Recipe) -> Stage:
         from potstill.data.stage import prepare_data
 
         models = {"teacher_model": inputs["teacher"] / "model"} if own_tokenizer else {}
-        prepare_data(recipe.data, models, out, trace)
+        prepare_data(recipe.data_stage, models, out, trace)
 
     inputs = {"teacher": "02-teacher"} if own_tokenizer else {}
-    return Stage("01-data", recipe.data.source.kind, _json(recipe.data), inputs, run)
+    return Stage("01-data", recipe.data.source.kind, _json(recipe.data_stage), inputs, run)
 
 
 def _teacher(recipe: Recipe) -> Stage | None:
@@ -81,7 +81,10 @@ def _teacher(recipe: Recipe) -> Stage | None:
 
     if isinstance(teacher, LoadedTeacher):
         return Stage("02-teacher", "load", _json(teacher), {}, load)
-    settings = {"teacher": _json(teacher), "machine": _json(recipe.machine)}
+    settings = {
+        "teacher": teacher.model_dump(mode="json", exclude={"sentences"}),  # the data stage's artefact has them
+        "machine": _json(recipe.machine),
+    }
     return Stage("02-teacher", "train", settings, {"data": "01-data"}, train, scratch=_CHECKPOINTS)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from potstill.core.settings import parse_settings
 from potstill.core.trace import Event, Trace
-from potstill.data.settings import DataSettings
+from potstill.data.settings import DataStageSettings
 from potstill.data.stage import prepare_data
 
 
@@ -29,7 +29,7 @@ def run_data(tmp_path: Path) -> Callable[..., DataRun]:
     def run(settings: Mapping[str, Any], name: str = "out", inputs: Mapping[str, Path] | None = None) -> DataRun:
         small = {"sentences": 20, "validation_sentences": 5, "test_sentences": 5, "tokens_per_sentence": 24}
         small |= {"shortest_sentence": 4, "tokenizer": {"kind": "train", "vocabulary": 400}}
-        parsed = parse_settings(DataSettings, small | dict(settings), source="test")
+        parsed = parse_settings(DataStageSettings, small | dict(settings), source="test")
         result = DataRun(tmp_path / name)
         result.out.mkdir(exist_ok=True)
         prepare_data(parsed, inputs or {}, result.out, Trace(listeners=[result.events.append]))

@@ -9,6 +9,7 @@ from potstill.core.settings import Count, Settings
 __all__ = [
     "Answers",
     "DataSettings",
+    "DataStageSettings",
     "Docstrings",
     "Files",
     "Hub",
@@ -73,7 +74,7 @@ class TrainTokenizer(Settings):
     """A byte-level BPE trained on the training side of the text."""
 
     kind: Literal["train"] = "train"
-    vocabulary: Annotated[Count, Field(ge=257, le=1_000_000)] = 4096
+    vocabulary: Annotated[Count, Field(ge=257, le=1_000_000)] = 2048
 
 
 class TeacherTokenizer(Settings):
@@ -89,15 +90,23 @@ class DataSettings(Settings):
     """Text to rows of ``tokens_per_sentence`` tokens.
 
     A *sentence* of the recipe is one row: whole sentences of one paragraph, as many as fit. ``sentences`` is what the
-    student sees; a teacher trained here may see ``teacher_sentences`` ("all": every row there is; None: the same).
+    student sees.
     """
 
     source: Source = Docstrings()
     sentences: Annotated[Count, Field(gt=0)] = 4000
-    teacher_sentences: Annotated[Count, Field(gt=0)] | Literal["all"] | None = None
     validation_sentences: Annotated[Count, Field(gt=0)] = 500
     test_sentences: Annotated[Count, Field(gt=0)] = 500
     tokens_per_sentence: Annotated[Count, Field(ge=4, le=1_000_000)] = 50
     shortest_sentence: Annotated[Count, Field(ge=2)] = 12
     tokenizer: Tokenizer = TrainTokenizer()
     on_bad_input: Literal["refuse", "skip"] = "refuse"
+
+
+class DataStageSettings(DataSettings):
+    """What the data stage packs: the recipe's text, with more rows where a teacher trained here wants them.
+
+    ``teacher_sentences``: "all" is every row there is; None as many as the student's.
+    """
+
+    teacher_sentences: Annotated[Count, Field(gt=0)] | Literal["all"] | None = None

@@ -12,7 +12,7 @@ from potstill.core.errors import BugError, InputError
 from potstill.core.trace import Trace
 from potstill.data.packing import Packed, pack
 from potstill.data.passages import BadInput
-from potstill.data.settings import DataSettings, TrainTokenizer
+from potstill.data.settings import DataStageSettings, TrainTokenizer
 from potstill.data.sources import read_passages, source_fingerprint
 from potstill.data.splits import SIDES, Paragraph, distinct_paragraphs, held_out_share, split_by_hash
 from potstill.data.tokenizer import TextCoder, load_tokenizer, train_tokenizer
@@ -20,7 +20,7 @@ from potstill.data.tokenizer import TextCoder, load_tokenizer, train_tokenizer
 __all__ = ["prepare_data"]
 
 
-def prepare_data(settings: DataSettings, inputs: Mapping[str, Path], out: Path, trace: Trace) -> None:
+def prepare_data(settings: DataStageSettings, inputs: Mapping[str, Path], out: Path, trace: Trace) -> None:
     """Write ``tokenizer/``, ``train.*``, ``validation.*``, ``test.*`` and ``data.json`` into ``out``.
 
     ``inputs["teacher_model"]`` is needed for the teacher's tokenizer alone. Started again, it does everything anew.
@@ -54,7 +54,7 @@ def prepare_data(settings: DataSettings, inputs: Mapping[str, Path], out: Path, 
     write_json(out / "data.json", _facts(settings, paragraphs, packed, coder, dropped))
 
 
-def _held_out_shares(settings: DataSettings, paragraphs: Sequence[Paragraph]) -> dict[str, float]:
+def _held_out_shares(settings: DataStageSettings, paragraphs: Sequence[Paragraph]) -> dict[str, float]:
     num_characters = sum(paragraph.num_characters for paragraph in paragraphs)
     return {
         side: held_out_share(wanted, settings.tokens_per_sentence, num_characters)
@@ -63,7 +63,7 @@ def _held_out_shares(settings: DataSettings, paragraphs: Sequence[Paragraph]) ->
 
 
 def _coder(
-    settings: DataSettings, inputs: Mapping[str, Path], paragraphs: Sequence[Paragraph], trace: Trace
+    settings: DataStageSettings, inputs: Mapping[str, Path], paragraphs: Sequence[Paragraph], trace: Trace
 ) -> TextCoder:
     if not isinstance(settings.tokenizer, TrainTokenizer):
         if "teacher_model" not in inputs:
@@ -83,7 +83,7 @@ def _whole_text(paragraph: Paragraph) -> str:
 
 
 def _pack_side(
-    settings: DataSettings, side: str, paragraphs: Sequence[Paragraph], coder: TextCoder, trace: Trace
+    settings: DataStageSettings, side: str, paragraphs: Sequence[Paragraph], coder: TextCoder, trace: Trace
 ) -> Packed:
     wanted = _wanted_rows(settings, side)
     packed = pack(
@@ -105,7 +105,7 @@ def _pack_side(
     return packed
 
 
-def _wanted_rows(settings: DataSettings, side: str) -> int | None:
+def _wanted_rows(settings: DataStageSettings, side: str) -> int | None:
     """How many rows a side should have; None for all there are."""
     if side == "validation":
         return settings.validation_sentences
@@ -116,7 +116,7 @@ def _wanted_rows(settings: DataSettings, side: str) -> int | None:
     return max(settings.sentences, settings.teacher_sentences or 0)
 
 
-def _trace_text(settings: DataSettings, paragraphs: Sequence[Paragraph], trace: Trace) -> None:
+def _trace_text(settings: DataStageSettings, paragraphs: Sequence[Paragraph], trace: Trace) -> None:
     example = _whole_text(paragraphs[0])[:300]
     trace.input(f"text ({settings.source.kind})", shape=[len(paragraphs)], dtype="paragraphs", example=example)
     trace.metric("sentences", sum(len(paragraph.sentences) for paragraph in paragraphs), "sentences")
@@ -131,7 +131,7 @@ def _trace_rows(side: str, packed: Packed, coder: TextCoder, trace: Trace) -> No
 
 
 def _facts(
-    settings: DataSettings,
+    settings: DataStageSettings,
     paragraphs: Sequence[Paragraph],
     packed: Mapping[str, Packed],
     coder: TextCoder,

@@ -60,11 +60,13 @@ def default_learning_rate(parameters: int) -> float:
 class TrainedTeacher(TrainingSettings):
     """A Llama of about so many parameters, trained here to predict the next token.
 
-    It sees ``data.teacher_sentences`` rows: a teacher that has seen no more text than its student has little to teach.
+    ``sentences``: how many rows it sees, the student's first; "all" is every row of the text, null the student's only.
+    A teacher that has seen no more text than its student has little to teach.
     """
 
     kind: Literal["train"] = "train"
     parameters: Annotated[Count, Field(gt=0)] = 3_000_000
+    sentences: Annotated[Count, Field(gt=0)] | Literal["all"] | None = None
     epochs: Annotated[int, Field(ge=1, le=10_000)] = 4
 
 
