@@ -24,7 +24,7 @@ demo: setup
 	$(BIN)/potstill run recipes/quickstart.yaml
 
 test: setup
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 $(PYTEST_ARGS)
 
 check: setup
 	$(BIN)/ruff check

@@ -5,7 +5,7 @@ import pytest
 
 from potstill.core.errors import RecipeError
 from potstill.core.settings import parse_settings
-from potstill.data.settings import Answers, DataSettings, Docstrings, Files, TeacherTokenizer
+from potstill.data.settings import Answers, DataSettings, Docstrings, Files, TeacherTokenizer, TrainTokenizer
 
 
 def test_the_recipe_of_the_design_is_accepted():
@@ -19,7 +19,7 @@ def test_the_recipe_of_the_design_is_accepted():
         },
         source="r",
     )
-    assert settings == DataSettings()
+    assert settings == DataSettings(tokenizer=TrainTokenizer(vocabulary=4096))
     assert settings.source == Docstrings()
 
 

@@ -31,7 +31,7 @@ def made(tmp_path_factory) -> dict[str, Path]:
     tokenizer = train_tokenizer([TEXT], VOCABULARY)
     tokenizer.save_pretrained(root / "data" / "tokenizer")
     vocabulary = len(tokenizer)
-    write_json(root / "data" / "data.json", {"vocabulary": vocabulary})
+    write_json(root / "data" / "data.json", {"vocabulary": vocabulary, "beginning_id": 0, "end_id": 0})
     generator = np.random.default_rng(0)
     for split, num_rows in (("train", 700), ("validation", 40)):
         lengths_N = generator.integers(2, 13, num_rows).astype(np.int32)
