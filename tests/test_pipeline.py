@@ -220,3 +220,118 @@ def test_a_damaged_artefact_is_named(folder, undisturbed):
         assert "model.safetensors" in errors
     finally:
         victim.write_bytes(content)
+
+
+def test_a_loaded_teacher_brings_its_tokenizer_and_teaches(folder, undisturbed):
+    """A model directory instead of a recipe for one: its own tokens, its own labels, every row of the table."""
+    run, _, _ = undisturbed
+    teacher = run / "stages" / "02-teacher" / "model"
+    summary = json.loads(
+        finish(
+            folder,
+            "loaded",
+            "--json",
+            "--set",
+            f"teacher={{kind: load, model: '{teacher}'}}",
+            "--set",
+            "data.tokenizer={kind: teacher}",
+        )
+    )
+    assert [stage["name"] for stage in summary["stages"]][:2] == ["02-teacher", "01-data"]
+    assert summary["training"]["teacher"] == []
+    assert summary["training"]["student"]
+    names = {row["name"] for row in summary["models"]}
+    assert {"teacher", "student", "student-int8"} <= names
+    again = json.loads(
+        finish(
+            folder,
+            "loaded",
+            "--json",
+            "--set",
+            f"teacher={{kind: load, model: '{teacher}'}}",
+            "--set",
+            "data.tokenizer={kind: teacher}",
+        )
+    )
+    assert all(stage["cached"] for stage in again["stages"])
+
+
+def test_a_student_too_small_for_a_loaded_teachers_vocabulary_fails_before_any_work(folder, undisturbed):
+    run, _, _ = undisturbed
+    teacher = run / "stages" / "02-teacher" / "model"
+    process = start(
+        folder,
+        "too-small",
+        "--set",
+        f"teacher={{kind: load, model: '{teacher}'}}",
+        "--set",
+        "data.tokenizer={kind: teacher}",
+        "--set",
+        "student.parameters=5k",
+    )
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "too few for a vocabulary" in errors
+    assert not (folder / "too-small" / "stages" / "01-data").exists()
+
+
+@pytest.mark.usefixtures("undisturbed")
+def test_a_pruned_student_is_smaller_in_every_file(folder):
+    summary = json.loads(
+        finish(
+            folder,
+            "undisturbed",
+            "--json",
+            "--set",
+            "prune={kind: structured, keep_parameters: 0.75, epochs: 1, calibration_sentences: 32}",
+        )
+    )
+    rows = {(row["name"], row["format"]): row for row in summary["models"]}
+    parent, pruned = rows["student-int8", "gguf"], rows["pruned-int8", "gguf"]
+    assert pruned["parameters"] < parent["parameters"]
+    assert pruned["bytes"] < parent["bytes"]
+    assert len(summary["training"]["pruned"]) == 1
+    config = json.loads((folder / "undisturbed/stages/05-prune/model/config.json").read_text())
+    before = json.loads((folder / "undisturbed/stages/04-student/model/config.json").read_text())
+    shrunk = ("num_hidden_layers", "intermediate_size")
+    assert config["model_type"] == before["model_type"]
+    assert any(config[key] < before[key] for key in shrunk)
+    json.loads(finish(folder, "undisturbed", "--json"))
+
+
+def test_the_answers_of_a_teacher_nobody_can_load_are_learnt_and_their_prompts_are_not(folder):
+    generator = random.Random(1)
+    rows = []
+    for number in range(160):
+        left, right = generator.randint(1, 60), generator.randint(1, 60)
+        rows.append(
+            {"ask": f"What is {left} and {right}, number {number}?", "reply": {"text": f"It is {left + right}."}}
+        )
+    (folder / "answers.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    summary = json.loads(
+        finish(
+            folder,
+            "answers",
+            "--json",
+            "--set",
+            "data.source={kind: answers, paths: [answers.jsonl], prompt: ask, answer: reply.text}",
+            "--set",
+            "data.tokens_per_sentence=40",
+            "--set",
+            "data.sentences=100",
+            "--set",
+            "teacher=null",
+            "--set",
+            "labels=null",
+            "--set",
+            "student={parameters: 40k, epochs: 3, losses: [{kind: cross_entropy}]}",
+            "--set",
+            "evaluate.prompts=[]",
+        )
+    )
+    losses = [entry["validation_loss_nats"] for entry in summary["training"]["student"]]
+    assert losses == sorted(losses, reverse=True)
+    assert summary["twin"] is None
+    assert summary["labels"] is None
+    scored = summary["data"]["sentences"]
+    assert scored["student"] == 100

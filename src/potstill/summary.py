@@ -35,6 +35,7 @@ def summarise(
         "labels": _optional(directories, "03-labels", "labels.json", None),
         "label_example": _optional(directories, "03-labels", "example.json", None),
         "twin": _optional(directories, "08-evaluate", "twin.json", None),
+        "hardware": _optional(directories, "08-evaluate", "hardware.json", None),
         "predictions": _optional(directories, "08-evaluate", "predictions.json", []),
         "prune": _optional(directories, "05-prune", "prune.json", None),
         "versions": done["01-data"].versions,

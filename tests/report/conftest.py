@@ -105,6 +105,7 @@ def plausible_summary(*, prune: bool = False, seed: int = 0) -> dict[str, Any]:
         },
         "predictions": [_prediction(rng, *prompt) for prompt in _PROMPTS],
         "label_example": _label_example(rng),
+        "hardware": {"processor": "A <processor>", "cores_usable": 2, "memory_bytes": 8 << 30, "threads": 2},
     }
 
 

@@ -17,7 +17,7 @@ def test_only_the_recipe_name_must_be_there(write_run):
 
 def test_null_parts_are_missing_parts(write_run):
     """A writer may say null where it has nothing."""
-    keys = ("stages", "models", "labels", "twin", "predictions", "label_example", "warnings", "data")
+    keys = ("stages", "models", "labels", "twin", "predictions", "label_example", "warnings", "data", "hardware")
     run = read_run(write_run({"recipe": "empty", **dict.fromkeys(keys)}))
     assert run.summary.predictions == []
 

@@ -1,6 +1,5 @@
 """The evaluation stage: every model and every file of a run, through one interface, into one table."""
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from potstill.core.durable import read_json, write_json
 from potstill.core.errors import ResourceError
+from potstill.core.hardware import cores_usable, hardware
 from potstill.core.trace import Trace
 from potstill.data.sequences import PackedSequences
 from potstill.data.tokenizer import TextCoder, load_tokenizer
@@ -39,12 +39,13 @@ def evaluate_models(settings: EvaluateSettings, inputs: Mapping[str, Path], out:
 
     Without a teacher's model (its answers were all there was) the student is the reference.
 
-    Writes: models.json, a row for each model and file; predictions.json; twin.json, null without a twin.
+    Writes: models.json, a row for each model and file; predictions.json; hardware.json, what it was measured on;
+    twin.json, null without a twin.
     """
     sequences = PackedSequences.load(inputs["data"], "test").first(settings.test_sentences)
     coder = TextCoder.of(load_tokenizer(inputs["data"] / "tokenizer"), where=str(inputs["data"]))
     _tell_input(sequences, coder, trace)
-    threads = settings.threads or _usable_cores()
+    threads = settings.threads or cores_usable()
     speeds: dict[str, Speed] = {}
     peaks: dict[str, int] = {}
     with ExitStack() as stack:
@@ -73,6 +74,7 @@ def evaluate_models(settings: EvaluateSettings, inputs: Mapping[str, Path], out:
         for entry in entries
     ]
     write_json(out / "models.json", table)
+    write_json(out / "hardware.json", {**hardware(), "threads": threads})
     write_json(out / "predictions.json", predictions)
     write_json(out / "twin.json", _twin(scores, settings, trace))
     _tell_output(table, speeds, predictions, trace)
@@ -170,10 +172,3 @@ def _tell_output(
         best = {name: found[0]["token"] for name, found in one["candidates"].items()}
         shown = {"prompt": one["prompt"], "likeliest next token": best}
         trace.output("predictions", shape=[len(predictions)], dtype="prompts", example=shown)
-
-
-def _usable_cores() -> int:
-    """The cores that this process may run on, where the system tells."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

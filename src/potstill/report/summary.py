@@ -185,6 +185,15 @@ class Prediction(_Part):
     continuations: dict[str, str] = {}
 
 
+class Hardware(_Part):
+    """Where speed and memory were measured."""
+
+    processor: str
+    cores_usable: int
+    memory_bytes: int | None
+    threads: int
+
+
 class Summary(_Part):
     recipe: str
     seconds: Number = None
@@ -200,6 +209,7 @@ class Summary(_Part):
     predictions: Rows[Prediction] = []
     label_example: LabelExample | None = None
     versions: dict[str, str] = {}
+    hardware: Hardware | None = None
 
 
 @dataclass(frozen=True)
