@@ -71,7 +71,8 @@ def test_sections_tables_and_charts_can_be_found_without_eyes(write_run, summary
 
 
 @pytest.mark.parametrize(
-    "missing", ["predictions", "label_example", "labels", "twin", "models", "stages", "training", "data", "warnings", "hardware"]
+    "missing",
+    ["predictions", "label_example", "labels", "twin", "models", "stages", "training", "data", "warnings", "hardware"],
 )
 def test_a_page_without_a_part_is_still_a_page(write_run, summary, missing):
     """No part is needed by another."""
