@@ -222,53 +222,26 @@ def test_a_damaged_artefact_is_named(folder, undisturbed):
         victim.write_bytes(content)
 
 
+def load_teacher_of(run: Path) -> tuple[str, ...]:
+    """Overrides that take a run's teacher as a model that exists."""
+    teacher = run / "stages" / "02-teacher" / "model"
+    return ("--set", f"teacher={{kind: load, model: '{teacher}'}}", "--set", "data.tokenizer={kind: teacher}")
+
+
 def test_a_loaded_teacher_brings_its_tokenizer_and_teaches(folder, undisturbed):
     """A model directory instead of a recipe for one: its own tokens, its own labels, every row of the table."""
-    run, _, _ = undisturbed
-    teacher = run / "stages" / "02-teacher" / "model"
-    summary = json.loads(
-        finish(
-            folder,
-            "loaded",
-            "--json",
-            "--set",
-            f"teacher={{kind: load, model: '{teacher}'}}",
-            "--set",
-            "data.tokenizer={kind: teacher}",
-        )
-    )
+    overrides = load_teacher_of(undisturbed[0])
+    summary = json.loads(finish(folder, "loaded", "--json", *overrides))
     assert [stage["name"] for stage in summary["stages"]][:2] == ["02-teacher", "01-data"]
     assert summary["training"]["teacher"] == []
     assert summary["training"]["student"]
-    names = {row["name"] for row in summary["models"]}
-    assert {"teacher", "student", "student-int8"} <= names
-    again = json.loads(
-        finish(
-            folder,
-            "loaded",
-            "--json",
-            "--set",
-            f"teacher={{kind: load, model: '{teacher}'}}",
-            "--set",
-            "data.tokenizer={kind: teacher}",
-        )
-    )
+    assert {"teacher", "student", "student-int8"} <= {row["name"] for row in summary["models"]}
+    again = json.loads(finish(folder, "loaded", "--json", *overrides))
     assert all(stage["cached"] for stage in again["stages"])
 
 
 def test_a_student_too_small_for_a_loaded_teachers_vocabulary_fails_before_any_work(folder, undisturbed):
-    run, _, _ = undisturbed
-    teacher = run / "stages" / "02-teacher" / "model"
-    process = start(
-        folder,
-        "too-small",
-        "--set",
-        f"teacher={{kind: load, model: '{teacher}'}}",
-        "--set",
-        "data.tokenizer={kind: teacher}",
-        "--set",
-        "student.parameters=5k",
-    )
+    process = start(folder, "too-small", *load_teacher_of(undisturbed[0]), "--set", "student.parameters=5k")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "too few for a vocabulary" in errors

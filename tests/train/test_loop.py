@@ -12,26 +12,24 @@ from potstill.core.trace import Trace
 from potstill.distill.objective import Objective
 from potstill.distill.settings import CrossEntropy
 from potstill.train import loop
-from potstill.train.loop import TrainingText, best_epoch, fit
+from potstill.train.loop import Training, TrainingText, best_epoch, fit
 from potstill.train.settings import TrainingSettings
 
 SETTINGS = TrainingSettings(epochs=3, batch_sentences=16, learning_rate=3e-3)
 
 
 def run_fit(model, train, held_out, directory, *, settings=SETTINGS, trace=None, checkpoint_seconds=1e9):
-    return fit(
-        model,
-        TrainingText(train),
-        TrainingText(held_out),
+    training = Training(
+        who="student",
+        model=model,
+        text=TrainingText(train),
+        validation=TrainingText(held_out),
         objective=Objective([CrossEntropy()]),
         settings=settings,
         seed=7,
         precision="float32",
-        directory=directory,
-        trace=trace or Trace(),
-        who="student",
-        checkpoint_seconds=checkpoint_seconds,
     )
+    return fit(training, directory, trace or Trace(), checkpoint_seconds=checkpoint_seconds)
 
 
 def weights_of(model) -> dict[str, torch.Tensor]:

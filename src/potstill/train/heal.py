@@ -16,7 +16,7 @@ from potstill.distill.settings import Loss
 from potstill.model.store import load_model, save_model
 from potstill.prune.settings import StructuredPruning
 from potstill.prune.structured import TOLERANCE, prune_structured
-from potstill.train.loop import fit
+from potstill.train.loop import Training, fit
 from potstill.train.precision import resolve_device, resolve_precision
 from potstill.train.settings import Machine, TrainingSettings, default_learning_rate
 from potstill.train.student import labelled_text
@@ -51,23 +51,22 @@ def prune_and_heal(
     report = read_json(out / "prune.json")
     trace.input("student", shape=[report["parameters_before"]], dtype="float32", example="all blocks and channels")
     if settings.epochs:
-        training = TrainingSettings(
+        healing = TrainingSettings(
             epochs=settings.epochs,
             batch_sentences=settings.batch_sentences,
             learning_rate=settings.learning_rate or _HEALING_RATE_SHARE * default_learning_rate(model.num_parameters()),
         )
-        fit(
-            model,
-            text.train,
-            text.validation,
+        training = Training(
+            who="pruned",
+            model=model,
+            text=text.train,
+            validation=text.validation,
             objective=Objective(losses),
-            settings=training,
+            settings=healing,
             seed=machine.seed,
             precision=resolve_precision(machine.precision, device),
-            directory=out,
-            trace=trace,
-            who="pruned",
         )
+        fit(training, out, trace)
     else:
         write_json(out / "history.json", [])
     save_model(model.cpu(), inputs["data"] / "tokenizer", out / "model")

@@ -33,7 +33,7 @@ from potstill.train.schedule import learning_rate_at
 from potstill.train.settings import Precision, TrainingSettings, default_learning_rate
 from potstill.train.validation import validate
 
-__all__ = ["TrainingText", "fit"]
+__all__ = ["Training", "TrainingText", "fit"]
 
 _SECONDS_BETWEEN_CHECKPOINTS = 120.0
 _SECONDS_BETWEEN_PROGRESS = 0.25
@@ -59,28 +59,33 @@ class _Progress:
     history: list[dict[str, Any]]
 
 
-def fit(  # noqa: PLR0913 - the loop's whole vocabulary, each named at the call
-    model: PreTrainedModel,
-    text: TrainingText,
-    validation: TrainingText,
-    *,
-    objective: Objective,
-    settings: TrainingSettings,
-    seed: int,
-    precision: Precision,
-    directory: Path,
-    trace: Trace,
-    who: str,
-    checkpoint_seconds: float = _SECONDS_BETWEEN_CHECKPOINTS,
-) -> list[dict[str, Any]]:
-    """Train ``model`` in place and return its history, one entry per epoch; the best epoch's weights are left in it.
+@dataclass(frozen=True)
+class Training:
+    """Who learns what, from which text, and how: all that the result depends on.
 
-    ``directory`` keeps the checkpoint; call again with the same arguments to go on from it. ``who`` names the model in
-    the trace ("teacher", "student", "twin").
+    ``who`` names the model in the trace ("teacher", "student", "twin", "pruned"); ``model`` is trained in place.
+    """
+
+    who: str
+    model: PreTrainedModel
+    text: TrainingText
+    validation: TrainingText
+    objective: Objective
+    settings: TrainingSettings
+    seed: int
+    precision: Precision
+
+
+def fit(
+    training: Training, directory: Path, trace: Trace, *, checkpoint_seconds: float = _SECONDS_BETWEEN_CHECKPOINTS
+) -> list[dict[str, Any]]:
+    """Train the model and return its history, one entry per epoch; the best epoch's weights are left in it.
+
+    ``directory`` keeps the checkpoint; call again with an equal training to go on from it.
 
     Raises: QualityGateError: the loss is no finite number. Interrupted: a signal came; the checkpoint is written.
     """
-    run = _Fit(model, text, validation, objective, settings, seed, precision, trace, who)
+    run = _Fit(training, trace)
     run.train(Checkpoint(directory), checkpoint_seconds)
     write_json(directory / "history.json", run.progress.history)
     return run.progress.history
@@ -89,32 +94,16 @@ def fit(  # noqa: PLR0913 - the loop's whole vocabulary, each named at the call
 class _Fit:
     """The state of one call of ``fit``: model and optimiser, and how far they are."""
 
-    def __init__(  # noqa: PLR0913 - mirrors fit
-        self,
-        model: PreTrainedModel,
-        text: TrainingText,
-        validation: TrainingText,
-        objective: Objective,
-        settings: TrainingSettings,
-        seed: int,
-        precision: Precision,
-        trace: Trace,
-        who: str,
-    ) -> None:
-        self.model = model.float()  # type: ignore[no-untyped-call]
-        self.text = text
-        self.validation = validation
-        self.objective = objective
-        self.settings = settings
-        self.seed = seed
-        self.precision: Precision = precision
+    def __init__(self, training: Training, trace: Trace) -> None:
+        settings = training.settings
+        self.training = training
         self.trace = trace
-        self.who = who
-        self.peak_rate = settings.learning_rate or default_learning_rate(model.num_parameters())
-        self.optimizer = _optimizer(model, settings.weight_decay)
-        self.steps_per_epoch = math.ceil(len(text.sequences) / settings.batch_sentences)
+        self.model = training.model.float()  # type: ignore[no-untyped-call]
+        self.peak_rate = settings.learning_rate or default_learning_rate(self.model.num_parameters())
+        self.optimizer = _optimizer(self.model, settings.weight_decay)
+        self.steps_per_epoch = math.ceil(len(training.text.sequences) / settings.batch_sentences)
         self.num_steps = self.steps_per_epoch * settings.epochs
-        self.num_tokens = int(text.sequences.lengths_N.sum()) * settings.epochs
+        self.num_tokens = int(training.text.sequences.lengths_N.sum()) * settings.epochs
         self.progress = _Progress(0, 0.0, 0, 0.0, [])
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
@@ -123,8 +112,10 @@ class _Fit:
         saved = checkpoint.restore(self.model, self.optimizer)
         if saved is not None:
             self.progress = _Progress(**{name: saved[name] for name in vars(self.progress)})
-            self.trace.note("resume", f"{self.who}: goes on at step {self.progress.step:,} of {self.num_steps:,}")
-        self.trace.metric("peak_learning_rate", self.peak_rate, "1", model=self.who)
+            self.trace.note(
+                "resume", f"{self.training.who}: goes on at step {self.progress.step:,} of {self.num_steps:,}"
+            )
+        self.trace.metric("peak_learning_rate", self.peak_rate, "1", model=self.training.who)
         saved_at = shown_at = time.perf_counter()
         while self.progress.step < self.num_steps and not self._out_of_patience():
             self._one_step()
@@ -134,7 +125,7 @@ class _Fit:
             now = time.perf_counter()
             if now - shown_at > _SECONDS_BETWEEN_PROGRESS:
                 share = self.progress.step / self.num_steps
-                self.trace.progress(self.who, share * self.num_tokens, self.num_tokens, "tokens")
+                self.trace.progress(self.training.who, share * self.num_tokens, self.num_tokens, "tokens")
                 shown_at = now
             if interrupt.requested() or now - saved_at > checkpoint_seconds:
                 checkpoint.save(self.model, self.optimizer, vars(self.progress))
@@ -144,7 +135,7 @@ class _Fit:
 
     def _one_step(self) -> None:
         start = time.perf_counter()
-        progress, settings = self.progress, self.settings
+        progress, settings = self.progress, self.training.settings
         epoch, step_in_epoch = divmod(progress.step, self.steps_per_epoch)
         rate = learning_rate_at(
             progress.step,
@@ -164,7 +155,7 @@ class _Fit:
         self.optimizer.zero_grad(set_to_none=True)
         if not math.isfinite(loss_sum):
             raise QualityGateError(
-                f"the {self.who}'s loss is {loss_sum} at step {progress.step:,}",
+                f"the {self.training.who}'s loss is {loss_sum} at step {progress.step:,}",
                 next_step=f"lower the learning rate; it was {rate:.2g}",
             )
         progress.step += 1
@@ -173,20 +164,20 @@ class _Fit:
         progress.epoch_seconds += time.perf_counter() - start
         if progress.step % max(self.steps_per_epoch // _LOSS_POINTS_PER_EPOCH, 1) == 0:
             self.trace.metric(
-                "step_loss_nats", loss_sum / max(num_positions, 1), "nats", model=self.who, step=progress.step
+                "step_loss_nats", loss_sum / max(num_positions, 1), "nats", model=self.training.who, step=progress.step
             )
 
     def _order_of(self, epoch: int) -> NDArray[np.int64]:
         if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, epoch_order(self.seed, epoch, len(self.text.sequences)))
+            self._order = (epoch, epoch_order(self.training.seed, epoch, len(self.training.text.sequences)))
         return self._order[1]
 
     def _accumulate_gradients(self, rows_B: NDArray[np.int64]) -> tuple[float, int]:
         """Backward over the micro-batches of a batch; the gradient is that of the mean over all its positions."""
-        lengths_B = self.text.sequences.lengths_N[rows_B]
+        lengths_B = self.training.text.sequences.lengths_N[rows_B]
         by_length_B = rows_B[np.argsort(lengths_B, kind="stable")]  # alike lengths together: little padding to compute
-        size = self.settings.micro_batch_sentences or len(rows_B)
-        num_positions = int(np.maximum(lengths_B - self.text.sequences.prompts_N[rows_B], 0).sum())
+        size = self.training.settings.micro_batch_sentences or len(rows_B)
+        num_positions = int(np.maximum(lengths_B - self.training.text.sequences.prompts_N[rows_B], 0).sum())
         loss_sum = 0.0
         for micro_B in np.array_split(by_length_B, math.ceil(len(rows_B) / size)):
             total = self._loss_sum(micro_B)
@@ -197,27 +188,34 @@ class _Fit:
     def _loss_sum(self, rows_B: NDArray[np.int64]) -> Tensor:
         """The weighted loss summed over the scored positions of these rows."""
         device = self.model.device
-        tokens, scored = self.text.sequences.rows(rows_B)
+        tokens, scored = self.training.text.sequences.rows(rows_B)
         tokens_BT, scored_BT = torch.from_numpy(tokens).to(device), torch.from_numpy(scored).to(device)
-        labels = self.text.labels.read(rows_B).to(device) if self.text.labels is not None else None
-        with _autocast(device.type, self.precision):
+        labels = self.training.text.labels.read(rows_B).to(device) if self.training.text.labels is not None else None
+        with _autocast(device.type, self.training.precision):
             hidden_PD = hidden_states(self.model, tokens_BT)[scored_BT]
             logits_PV = logits_of(self.model, hidden_PD)
         targets_P = tokens_BT.roll(-1, dims=1)[scored_BT]
-        return self.objective(logits_PV, labels, targets_P)[TOTAL]
+        return self.training.objective(logits_PV, labels, targets_P)[TOTAL]
 
     def _end_epoch(self, checkpoint: Checkpoint) -> None:
         progress = self.progress
         epoch = progress.step // self.steps_per_epoch
-        measured = validate(self.model, self.validation.sequences, self.validation.labels, precision=self.precision)
-        validated_by = "validation_kl_nats" if "forward_kl" in self.objective.names else "validation_cross_entropy_nats"
+        measured = validate(
+            self.model,
+            self.training.validation.sequences,
+            self.training.validation.labels,
+            precision=self.training.precision,
+        )
+        validated_by = (
+            "validation_kl_nats" if "forward_kl" in self.training.objective.names else "validation_cross_entropy_nats"
+        )
         entry: dict[str, Any] = {
             "epoch": epoch,
-            "loss": " + ".join(self.objective.names),
+            "loss": " + ".join(self.training.objective.names),
             "train_loss_nats": progress.epoch_loss_nats / max(progress.epoch_positions, 1),
             "validation_loss_nats": measured[validated_by],
             **measured,
-            "tokens_per_s": self.num_tokens / self.settings.epochs / max(progress.epoch_seconds, 1e-9),
+            "tokens_per_s": self.num_tokens / self.training.settings.epochs / max(progress.epoch_seconds, 1e-9),
             "seconds": progress.epoch_seconds,
         }
         progress.history.append(entry)
@@ -232,11 +230,11 @@ class _Fit:
         for name, value in entry.items():
             if isinstance(value, float):
                 unit = "nats" if name.endswith("nats") else "tokens/s" if name == "tokens_per_s" else "1"
-                self.trace.metric(name, value, unit, model=self.who, epoch=entry["epoch"])
-        self.trace.note("observation", entry["observation"], model=self.who, epoch=entry["epoch"])
+                self.trace.metric(name, value, unit, model=self.training.who, epoch=entry["epoch"])
+        self.trace.note("observation", entry["observation"], model=self.training.who, epoch=entry["epoch"])
 
     def _out_of_patience(self) -> bool:
-        patience, history = self.settings.patience, self.progress.history
+        patience, history = self.training.settings.patience, self.progress.history
         return patience is not None and bool(history) and history[-1]["epoch"] - best_epoch(history) >= patience
 
 

@@ -14,7 +14,7 @@ from potstill.distill.settings import CrossEntropy
 from potstill.distill.student import build_student
 from potstill.labels.store import LabelStore
 from potstill.model.store import load_model, model_fingerprint, save_model, tokenizer_fingerprint
-from potstill.train.loop import TrainingText, fit
+from potstill.train.loop import Training, TrainingText, fit
 from potstill.train.precision import resolve_device, resolve_precision
 from potstill.train.settings import Machine, StudentSettings, wants_twin
 
@@ -88,18 +88,17 @@ def _train(
     precision = resolve_precision(machine.precision, device)
     model = _initial_student(settings, machine, inputs).to(device)  # type: ignore[arg-type] # transformers wraps torch's `to`
     trace.metric("parameters", model.num_parameters(), "1", model=who)
-    fit(
-        model,
-        text.train,
-        text.validation,
+    training = Training(
+        who=who,
+        model=model,
+        text=text.train,
+        validation=text.validation,
         objective=objective,
         settings=settings,
         seed=machine.seed,
         precision=precision,
-        directory=out,
-        trace=trace,
-        who=who,
     )
+    fit(training, out, trace)
     save_model(model.cpu(), inputs["data"] / "tokenizer", out / "model")
     words = f"{model.config.num_hidden_layers} blocks, {model.config.hidden_size} wide"
     trace.output(who, shape=[model.num_parameters()], dtype="float32", example=words)

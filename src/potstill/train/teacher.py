@@ -14,7 +14,7 @@ from potstill.distill.settings import CrossEntropy
 from potstill.model.build import build_llama
 from potstill.model.shapes import shape_for_budget
 from potstill.model.store import load_model, save_model
-from potstill.train.loop import TrainingText, fit
+from potstill.train.loop import Training, TrainingText, fit
 from potstill.train.precision import resolve_device, resolve_precision
 from potstill.train.settings import LoadedTeacher, Machine, TrainedTeacher
 
@@ -40,18 +40,17 @@ def train_teacher(
     )
     trace.metric("parameters", model.num_parameters(), "1", model="teacher")
     trace.note("precision", f"matrix products in {precision} on {device}")
-    fit(
-        model,
-        TrainingText(train),
-        TrainingText(validation),
+    training = Training(
+        who="teacher",
+        model=model,
+        text=TrainingText(train),
+        validation=TrainingText(validation),
         objective=Objective([CrossEntropy()]),
         settings=settings,
         seed=machine.seed,
         precision=precision,
-        directory=out,
-        trace=trace,
-        who="teacher",
     )
+    fit(training, out, trace)
     save_model(model.cpu(), data / "tokenizer", out / "model")
     trace.output("teacher", shape=[model.num_parameters()], dtype="float32", example=_shape_in_words(model.config))
 
