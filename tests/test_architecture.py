@@ -22,8 +22,9 @@ LAYERS = (
     {"recipe", "report"},
     {"stages"},
     {"summary"},
+    {"plan"},
     {"pipeline"},
-    {"cli", "plan", "terminal", "tables", "variants", "environment", "continuation"},
+    {"cli", "terminal", "tables", "variants", "environment", "continuation"},
     {"__main__"},
 )
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}

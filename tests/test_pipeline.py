@@ -248,6 +248,16 @@ def test_a_student_too_small_for_a_loaded_teachers_vocabulary_fails_before_any_w
     assert not (folder / "too-small" / "stages" / "01-data").exists()
 
 
+def test_a_run_that_the_disk_cannot_hold_fails_before_any_work(folder):
+    """Dense labels of a billion rows: petabytes."""
+    process = start(folder, "too-large", "--set", "labels={kind: dense}", "--set", "data.sentences=1B")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 4
+    assert "03-labels" in errors
+    assert "GB are free" in errors
+    assert not (folder / "too-large" / "stages" / "01-data").exists()
+
+
 @pytest.mark.usefixtures("undisturbed")
 def test_a_pruned_student_is_smaller_in_every_file(folder):
     summary = json.loads(

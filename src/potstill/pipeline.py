@@ -8,25 +8,26 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from potstill.core import interrupt
-from potstill.core.artefact import MANIFEST, Manifest, fingerprint_of, read_manifest, seal, verify_files
+from potstill.core.artefact import MANIFEST, Manifest, read_manifest, seal, verify_files
 from potstill.core.durable import read_json, write_json, write_text
 from potstill.core.errors import InputError, ResourceError, RunDirectoryError
 from potstill.core.memory import peak_memory_bytes, reset_peak_memory
 from potstill.core.trace import Event, Trace, read_trace
 from potstill.model.shapes import shape_for_budget
+from potstill.plan import disk_bytes_to_write
 from potstill.recipe import Recipe, dump_recipe
-from potstill.stages import Stage, stages_of
+from potstill.stages import Stage, stage_fingerprint, stages_of
 from potstill.summary import summarise
 from potstill.train.settings import LoadedTeacher
 
-__all__ = ["read_summary", "run", "stage_fingerprint"]
+__all__ = ["read_summary", "run"]
 
 _IN_PROGRESS = "in-progress.json"
 
@@ -44,6 +45,7 @@ def run(recipe: Recipe, out: Path, *, listeners: Sequence[Callable[[Event], None
         _claim(out, recipe)
         _use_threads(recipe.threads)
         _check_loaded_teacher(recipe)
+        _check_disk(recipe, out)
         trace = Trace(out / "trace.jsonl", listeners=listeners)
         stages = stages_of(recipe)
         done: dict[str, Manifest] = {}
@@ -116,29 +118,6 @@ def _make(
 
 def _cost(manifest: Manifest, *, cached: bool) -> dict[str, Any]:
     return {"seconds": manifest.seconds, "peak_memory_bytes": manifest.peak_memory_bytes, "cached": cached}
-
-
-def stage_fingerprint(stage: Stage, recipe: Recipe, inputs: Mapping[str, str]) -> str:
-    """What the stage's artefact is made from, as one hash; ``inputs`` maps a role to a fingerprint.
-
-    Raises: PotstillError: a file of the text or of the loaded teacher isn't there.
-    """
-    settings = {**stage.settings, **_facts_outside(stage, recipe)}
-    return fingerprint_of(stage.kind, settings, inputs, stage.code_version)
-
-
-def _facts_outside(stage: Stage, recipe: Recipe) -> dict[str, Any]:
-    """What the stage depends on besides the recipe: the files of the text, the teacher's weights."""
-    if stage.name == "01-data":
-        from potstill.data.sources import source_fingerprint
-
-        return {"source_facts": source_fingerprint(recipe.data)}
-    if isinstance(recipe.teacher, LoadedTeacher) and stage.name == "02-teacher":
-        from potstill.model.directory import locate
-        from potstill.model.store import model_fingerprint
-
-        return {"model": model_fingerprint(locate(recipe.teacher.model))}
-    return {}
 
 
 def _prepare_directory(directory: Path, fingerprint: str) -> tuple[float, bool]:
@@ -221,6 +200,24 @@ def _check_loaded_teacher(recipe: Recipe) -> None:
         from potstill.model.inspect import inspect_config
 
         shape_for_budget(recipe.student.parameters, inspect_config(recipe.teacher.model)["vocabulary"])
+
+
+def _check_disk(recipe: Recipe, out: Path) -> None:
+    """Fail before any work where the disk can't hold what the recipe makes.
+
+    Raises: ResourceError: naming what is needed, what is free, and the stage that takes most.
+    """
+    needed = disk_bytes_to_write(recipe, out)
+    free_bytes = shutil.disk_usage(out).free
+    if sum(needed.values()) > free_bytes:
+        largest = max(needed, key=needed.__getitem__)
+        total_gb, largest_gb, free_gb = (size / 1e9 for size in (sum(needed.values()), needed[largest], free_bytes))
+        raise ResourceError(
+            f"this run writes about {total_gb:,.1f} GB, {largest_gb:,.1f} of them in stage {largest}, and "
+            f"{free_gb:,.1f} GB are free",
+            where=str(out),
+            next_step="free some, give --out on another disk, or ask for less (labels.k, data.sentences)",
+        )
 
 
 def _use_threads(threads: int | None) -> None:

@@ -17,12 +17,11 @@ from potstill.core.artefact import read_manifest
 from potstill.data.settings import TrainTokenizer
 from potstill.labels.settings import Dense
 from potstill.model.shapes import shape_for_budget
-from potstill.pipeline import stage_fingerprint
 from potstill.recipe import Recipe
-from potstill.stages import Stage, stages_of
+from potstill.stages import Stage, stage_fingerprint, stages_of
 from potstill.train.settings import LoadedTeacher, TrainedTeacher
 
-__all__ = ["plan"]
+__all__ = ["disk_bytes_to_write", "plan"]
 
 _S_PER_TOKEN = 1.25e-4
 """Beside the matrix products: what a token of training takes where matrices multiply at ``_REFERENCE``."""
@@ -102,6 +101,13 @@ def plan(recipe: Recipe, out: Path) -> dict[str, Any]:
         "memory_bytes": memory_bytes,
         "disk_bytes": sum(row["disk_bytes"] or 0 for row in rows),
     }
+
+
+def disk_bytes_to_write(recipe: Recipe, out: Path) -> dict[str, int]:
+    """About how much each stage that ``out`` doesn't hold yet will write, as far as the recipe tells: stage → bytes."""
+    sizes = _sizes_of(recipe)
+    missing = [stage.name for stage in stages_of(recipe) if read_manifest(out / "stages" / stage.name) is None]
+    return {name: round(_COSTS[name](recipe, sizes).disk_bytes or 0) for name in missing}
 
 
 def _states(recipe: Recipe, out: Path) -> Mapping[str, str]:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from potstill.core.artefact import fingerprint_of
 from potstill.core.trace import Trace
 from potstill.data.settings import TeacherTokenizer
 from potstill.recipe import Recipe
 from potstill.train.settings import LoadedTeacher, TrainedTeacher
 
-__all__ = ["Stage", "stages_of"]
+__all__ = ["Stage", "stage_fingerprint", "stages_of"]
 
 StageFunction = Callable[[Mapping[str, Path], Path, Trace], None]
 
@@ -47,6 +48,29 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     if isinstance(recipe.data.tokenizer, TeacherTokenizer):
         stages.sort(key=lambda stage: stage.name != "02-teacher")
     return stages
+
+
+def stage_fingerprint(stage: Stage, recipe: Recipe, inputs: Mapping[str, str]) -> str:
+    """What the stage's artefact is made from, as one hash; ``inputs`` maps a role to a fingerprint.
+
+    Raises: PotstillError: a file of the text or of the loaded teacher isn't there.
+    """
+    settings = {**stage.settings, **_facts_outside(stage, recipe)}
+    return fingerprint_of(stage.kind, settings, inputs, stage.code_version)
+
+
+def _facts_outside(stage: Stage, recipe: Recipe) -> dict[str, Any]:
+    """What the stage depends on besides the recipe: the files of the text, the teacher's weights."""
+    if stage.name == "01-data":
+        from potstill.data.sources import source_fingerprint
+
+        return {"source_facts": source_fingerprint(recipe.data)}
+    if isinstance(recipe.teacher, LoadedTeacher) and stage.name == "02-teacher":
+        from potstill.model.directory import locate
+        from potstill.model.store import model_fingerprint
+
+        return {"model": model_fingerprint(locate(recipe.teacher.model))}
+    return {}
 
 
 def _data(recipe: Recipe) -> Stage:
