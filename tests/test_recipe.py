@@ -90,6 +90,7 @@ def test_overrides_take_yaml_and_reach_into_lists(write, override, check):
         ("name: x\nstudent: {parameters: 1k}", "too few for a vocabulary"),
         ("name: x\nstudent: {losses: [{kind: forward_kl, temperature: 2}]}", "truncated"),
         ("name: x\nteacher: null\nprune: {kind: structured, keep_parameters: 0.5}", "prune heals"),
+        ("name: x\nteacher: {kind: train, grow_from: {blocks: 90, epochs: 1}}", "no fewer than the teacher's"),
         ("name: x\nseed: -1", "seed"),
     ],
 )

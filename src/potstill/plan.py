@@ -7,7 +7,7 @@ for a moment, so a busy machine gives a slower plan, as it would give a slower r
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,16 +159,20 @@ def _teacher(recipe: Recipe, sizes: _Sizes) -> _Cost:
     teacher, weights = recipe.teacher, sizes.teacher or 0
     if not isinstance(teacher, TrainedTeacher):
         return _Cost("load", "a causal LM", weights, 0, _PROCESS_BYTES + 4 * weights, 0.0)
-    tokens = (
-        None if sizes.teacher_rows is None else sizes.teacher_rows * recipe.data.tokens_per_sentence * teacher.epochs
-    )
-    seconds = None if tokens is None else sizes.training_s(weights, tokens)
+    rows = sizes.teacher_rows
+    does, seconds = f"train, {teacher.epochs} epochs", None
+    if rows is not None:
+        seconds = sizes.training_s(weights, rows * recipe.data.tokens_per_sentence * teacher.epochs)
+    if teacher.grow_from is not None:
+        grow = teacher.grow_from
+        shallow = replace(shape_for_budget(teacher.parameters, sizes.vocabulary), blocks=grow.blocks).parameters
+        does = f"train, {grow.epochs} epochs with {grow.blocks} blocks, then {teacher.epochs} with all"
+        if rows is not None and seconds is not None:
+            seconds += sizes.training_s(shallow, rows * recipe.data.tokens_per_sentence * grow.epochs)
     memory = _training_bytes(
         recipe, sizes, teacher.parameters, teacher.micro_batch_sentences or teacher.batch_sentences
     )
-    return _Cost(
-        f"train, {teacher.epochs} epochs", _shape(teacher.parameters, sizes), weights, 4 * weights, memory, seconds
-    )
+    return _Cost(does, _shape(teacher.parameters, sizes), weights, 4 * weights, memory, seconds)
 
 
 def _labels(recipe: Recipe, sizes: _Sizes) -> _Cost:

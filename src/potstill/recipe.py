@@ -17,7 +17,7 @@ from potstill.labels.settings import LabelKind, TopK
 from potstill.model.shapes import shape_for_budget
 from potstill.prune.settings import StructuredPruning
 from potstill.quantize.settings import Float16, Int8, Scheme
-from potstill.train.settings import LoadedTeacher, Machine, StudentSettings, TeacherChoice, TrainedTeacher
+from potstill.train.settings import LoadedTeacher, Machine, StudentSettings, TeacherChoice, TrainedTeacher, check_growth
 
 __all__ = ["Recipe", "dump_recipe", "load_recipe"]
 
@@ -134,7 +134,9 @@ def _check_budgets(recipe: Recipe, vocabulary: int) -> None:
     """Fail now, not after the data stage, where a model can't be as small as asked for."""
     shape_for_budget(recipe.student.parameters, vocabulary)
     if isinstance(recipe.teacher, TrainedTeacher):
-        shape_for_budget(recipe.teacher.parameters, vocabulary)
+        teacher = shape_for_budget(recipe.teacher.parameters, vocabulary)
+        if recipe.teacher.grow_from is not None:
+            check_growth(recipe.teacher.grow_from, teacher.blocks)
 
 
 def _parse_yaml(text: str, *, where: str) -> Any:  # noqa: ANN401 - any YAML value

@@ -109,7 +109,7 @@ def _teacher(recipe: Recipe) -> Stage | None:
         "teacher": teacher.model_dump(mode="json", exclude={"sentences"}),  # the data stage's artefact has them
         "machine": _json(recipe.machine),
     }
-    return Stage("02-teacher", "train", settings, {"data": "01-data"}, train, scratch=_CHECKPOINTS)
+    return Stage("02-teacher", "train", settings, {"data": "01-data"}, train, scratch=(*_CHECKPOINTS, "shallow/*"))
 
 
 def _labels(recipe: Recipe) -> Stage | None:

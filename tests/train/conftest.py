@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from potstill.core import interrupt
 from potstill.data.sequences import PackedSequences
 from potstill.model.build import build_llama
 from potstill.model.shapes import LlamaShape
@@ -45,3 +46,23 @@ def train_text():
 @pytest.fixture
 def held_out_text():
     return make_sequences(20, seed=2)
+
+
+class _StopAfter:
+    """A listener that asks for a stop, as a signal would, once so many steps were told."""
+
+    def __init__(self, num_steps: int) -> None:
+        self.left = num_steps
+
+    def __call__(self, event) -> None:
+        if event["name"] == "step_loss_nats":
+            self.left -= 1
+            if self.left == 0:
+                interrupt._received.append(2)
+
+
+@pytest.fixture
+def stop_after():
+    """Makes a listener that stops the loop after a number of steps; no request is left behind."""
+    yield _StopAfter
+    interrupt._received.clear()

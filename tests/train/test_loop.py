@@ -42,25 +42,6 @@ def assert_same_bytes(left, right):
         assert torch.equal(tensor, right[name]), name
 
 
-class StopAfter:
-    """A listener that asks for a stop, as a signal would, once so many steps were told."""
-
-    def __init__(self, num_steps: int) -> None:
-        self.left = num_steps
-
-    def __call__(self, event) -> None:
-        if event["name"] == "step_loss_nats":
-            self.left -= 1
-            if self.left == 0:
-                interrupt._received.append(2)
-
-
-@pytest.fixture(autouse=True)
-def _no_signal_left():
-    yield
-    interrupt._received.clear()
-
-
 def test_held_out_loss_falls_and_every_epoch_has_its_figures(make_model, train_text, held_out_text, tmp_path):
     history = run_fit(make_model(), train_text, held_out_text, tmp_path)
     losses = [entry["validation_loss_nats"] for entry in history]
@@ -81,16 +62,16 @@ def test_same_seed_gives_the_same_bytes(make_model, train_text, held_out_text, t
     assert_same_bytes(weights_of(models[0]), weights_of(models[1]))
 
 
-@pytest.mark.parametrize("stop_after", [1, 4, 5, 6, 11, 14])
+@pytest.mark.parametrize("num_steps", [1, 4, 5, 6, 11, 14])
 def test_stopped_anywhere_and_resumed_it_ends_in_the_same_bytes(
-    make_model, train_text, held_out_text, tmp_path, stop_after
+    make_model, train_text, held_out_text, tmp_path, num_steps, stop_after
 ):
     """Stops in the first step, before, at and after an epoch's end, and near the end; 5 steps make an epoch."""
     undisturbed = make_model()
     expected = run_fit(undisturbed, train_text, held_out_text, tmp_path / "whole")
     stopped = make_model()
     with pytest.raises(Interrupted):
-        run_fit(stopped, train_text, held_out_text, tmp_path / "parts", trace=Trace(listeners=[StopAfter(stop_after)]))
+        run_fit(stopped, train_text, held_out_text, tmp_path / "parts", trace=Trace(listeners=[stop_after(num_steps)]))
     interrupt._received.clear()
     resumed = make_model(seed=99)  # whatever it starts from, the checkpoint decides
     history = run_fit(resumed, train_text, held_out_text, tmp_path / "parts")
@@ -162,9 +143,9 @@ def test_nothing_scored_in_the_held_out_text_is_refused(make_model, train_text, 
         run_fit(make_model(), train_text, unscored, tmp_path)
 
 
-def test_a_damaged_checkpoint_is_named(make_model, train_text, held_out_text, tmp_path):
+def test_a_damaged_checkpoint_is_named(make_model, train_text, held_out_text, tmp_path, stop_after):
     with pytest.raises(Interrupted):
-        run_fit(make_model(), train_text, held_out_text, tmp_path, trace=Trace(listeners=[StopAfter(3)]))
+        run_fit(make_model(), train_text, held_out_text, tmp_path, trace=Trace(listeners=[stop_after(3)]))
     interrupt._received.clear()
     state = next(tmp_path.glob("state-*.safetensors"))
     content = bytearray(state.read_bytes())

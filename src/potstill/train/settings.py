@@ -4,10 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from potstill.core.errors import RecipeError
 from potstill.core.settings import Count, Settings
 from potstill.distill.settings import ForwardKl, Loss, needs_labels
 
 __all__ = [
+    "GrowFrom",
     "LoadedTeacher",
     "Machine",
     "Precision",
@@ -15,6 +17,7 @@ __all__ = [
     "TeacherChoice",
     "TrainedTeacher",
     "TrainingSettings",
+    "check_growth",
     "default_learning_rate",
     "wants_twin",
 ]
@@ -57,6 +60,17 @@ def default_learning_rate(parameters: int) -> float:
     return float(2e-3 * (2e6 / parameters) ** 0.3)
 
 
+class GrowFrom(Settings):
+    """A shallower model of the same width to train first, for so many epochs; then it grows to the full depth.
+
+    What the deep model needn't learn from nothing costs a share ``blocks`` / all blocks of its time.
+    """
+
+    blocks: Annotated[int, Field(ge=1)]
+    epochs: Annotated[int, Field(ge=1, le=10_000)]
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
 class TrainedTeacher(TrainingSettings):
     """A Llama of about so many parameters, trained here to predict the next token.
 
@@ -68,6 +82,7 @@ class TrainedTeacher(TrainingSettings):
     parameters: Annotated[Count, Field(gt=0)] = 3_000_000
     sentences: Annotated[Count, Field(gt=0)] | Literal["all"] | None = None
     epochs: Annotated[int, Field(ge=1, le=10_000)] = 4
+    grow_from: GrowFrom | None = None
 
 
 class LoadedTeacher(Settings):
@@ -91,6 +106,19 @@ class StudentSettings(TrainingSettings):
     start: Annotated[Literal["scratch", "teacher"], Field(alias="from")] = "scratch"
     losses: tuple[Loss, ...] = (ForwardKl(),)
     twin: bool | None = None
+
+
+def check_growth(grow: GrowFrom, blocks: int) -> None:
+    """Refuse a start that isn't shallower than the teacher of ``blocks`` blocks.
+
+    Raises: RecipeError.
+    """
+    if grow.blocks >= blocks:
+        raise RecipeError(
+            f"{grow.blocks} blocks are no fewer than the teacher's {blocks}",
+            where="teacher.grow_from.blocks",
+            next_step=f"ask for at most {blocks - 1}, or for no grow_from",
+        )
 
 
 def wants_twin(student: StudentSettings, *, has_teacher: bool) -> bool:

@@ -2,9 +2,15 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from transformers import LlamaForCausalLM
+
+from potstill.core.durable import write_json
 from potstill.core.errors import InputError
 from potstill.core.trace import Trace
 from potstill.data.facts import token_facts, vocabulary_of
@@ -12,13 +18,17 @@ from potstill.data.sequences import PackedSequences
 from potstill.distill.objective import Objective
 from potstill.distill.settings import CrossEntropy
 from potstill.model.build import build_llama
+from potstill.model.grow import grow_depth
 from potstill.model.shapes import shape_for_budget
 from potstill.model.store import load_model, save_model
 from potstill.train.loop import Training, TrainingText, fit
 from potstill.train.precision import resolve_device, resolve_precision
-from potstill.train.settings import LoadedTeacher, Machine, TrainedTeacher
+from potstill.train.settings import LoadedTeacher, Machine, TrainedTeacher, check_growth
 
-__all__ = ["load_teacher", "train_teacher"]
+__all__ = ["SHALLOW", "load_teacher", "train_teacher"]
+
+SHALLOW = "shallow"
+"""Where a teacher that grows keeps its checkpoints before it does."""
 
 
 def train_teacher(
@@ -26,33 +36,50 @@ def train_teacher(
 ) -> None:
     """Build a Llama of the budget and train it on every training row that the data stage packed.
 
-    Reads: data. Writes: model/, history.json.
+    Reads: data. Writes: model/, history.json, in which a shallower model's epochs come first.
     """
     data = inputs["data"]
-    train, validation = PackedSequences.load(data, "train"), PackedSequences.load(data, "validation")
+    train = PackedSequences.load(data, "train")
     device = resolve_device(machine.device)
-    precision = resolve_precision(machine.precision, device)
-    tokens = token_facts(data)
-    shape = shape_for_budget(settings.parameters, tokens.vocabulary)
-    model = build_llama(shape, seed=machine.seed, beginning_id=tokens.beginning_id, end_id=tokens.end_id).to(device)  # type: ignore[arg-type] # transformers wraps torch's `to`
+    learn = partial(
+        Training,
+        text=TrainingText(train),
+        validation=TrainingText(PackedSequences.load(data, "validation")),
+        objective=Objective([CrossEntropy()]),
+        seed=machine.seed,
+        precision=resolve_precision(machine.precision, device),
+    )
     trace.input(
         "text", shape=train.tokens_NT.shape, dtype=str(train.tokens_NT.dtype), example=train.tokens_NT[0, :12].tolist()
     )
+    trace.note("precision", f"matrix products in {learn.keywords['precision']} on {device}")
+    model, earlier = _initial_teacher(settings, machine, data, learn, out, trace)
     trace.metric("parameters", model.num_parameters(), "1", model="teacher")
-    trace.note("precision", f"matrix products in {precision} on {device}")
-    training = Training(
-        who="teacher",
-        model=model,
-        text=TrainingText(train),
-        validation=TrainingText(validation),
-        objective=Objective([CrossEntropy()]),
-        settings=settings,
-        seed=machine.seed,
-        precision=precision,
-    )
-    fit(training, out, trace)
+    model = model.to(device)  # type: ignore[arg-type] # transformers wraps torch's `to`
+    history = fit(learn(who="teacher", model=model, settings=settings), out, trace)
+    later = [{**entry, "epoch": entry["epoch"] + len(earlier)} for entry in history]
+    write_json(out / "history.json", [*earlier, *later])
     save_model(model.cpu(), data / "tokenizer", out / "model")
     trace.output("teacher", shape=[model.num_parameters()], dtype="float32", example=_shape_in_words(model.config))
+
+
+def _initial_teacher(
+    settings: TrainedTeacher, machine: Machine, data: Path, learn: Callable[..., Training], out: Path, trace: Trace
+) -> tuple[LlamaForCausalLM, list[dict[str, Any]]]:
+    """The model before its own training and the epochs behind it: fresh, or grown from a shallower trained one."""
+    tokens = token_facts(data)
+    shape = shape_for_budget(settings.parameters, tokens.vocabulary)
+    build = partial(build_llama, seed=machine.seed, beginning_id=tokens.beginning_id, end_id=tokens.end_id)
+    grow = settings.grow_from
+    if grow is None:
+        return build(shape), []
+    check_growth(grow, shape.blocks)
+    shallow = build(replace(shape, blocks=grow.blocks)).to(resolve_device(machine.device))  # type: ignore[arg-type] # transformers wraps torch's `to`
+    changed = settings.model_copy(update={"epochs": grow.epochs, "learning_rate": grow.learning_rate})
+    who = f"teacher of {grow.blocks} blocks"
+    history = fit(learn(who=who, model=shallow, settings=changed), out / SHALLOW, trace)
+    trace.note("grow", f"the teacher grows from {grow.blocks} to {shape.blocks} blocks and says the same")
+    return grow_depth(shallow.cpu(), shape.blocks), [{**entry, "blocks": grow.blocks} for entry in history]
 
 
 def load_teacher(settings: LoadedTeacher, inputs: Mapping[str, Path], out: Path, trace: Trace) -> None:
