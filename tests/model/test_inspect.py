@@ -1,6 +1,8 @@
 """Inspecting from the config alone: exact for small models, instant and without memory for the largest."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, GPT2Confi
 
 from potstill.core.errors import InputError, RemoteError
 from potstill.model.build import build_llama
-from potstill.model.inspect import inspect_config, inspect_model
+from potstill.model.inspect import inspect_config
+from potstill.model.inspect_built import inspect_model, inspect_unbuilt
 from potstill.model.shapes import LlamaShape
 from potstill.model.store import save_model
 
@@ -134,3 +137,68 @@ def test_a_hub_id_offline_is_a_remote_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(RemoteError):
         inspect_config("nobody/no-such-model")
+
+
+_SMALL = {"num_hidden_layers": 3, "hidden_size": 64, "vocab_size": 100, "num_attention_heads": 4}
+_GATED = {**_SMALL, "intermediate_size": 96, "num_key_value_heads": 2}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "llama", **_GATED},
+        {"model_type": "llama", **_GATED, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+        {"model_type": "llama", **_GATED, "head_dim": 24},
+        {"model_type": "mistral", **_GATED, "head_dim": 16},
+        {"model_type": "qwen2", **_GATED, "tie_word_embeddings": True},
+        {"model_type": "qwen3", **_GATED, "head_dim": 32, "attention_bias": True},
+        {"model_type": "phi3", **_GATED, "pad_token_id": 0},
+        {"model_type": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 4, "vocab_size": 100, "n_positions": 48},
+        {
+            "model_type": "gpt2",
+            "n_layer": 2,
+            "n_embd": 64,
+            "n_head": 4,
+            "vocab_size": 90,
+            "n_positions": 8,
+            "n_inner": 72,
+        },
+        {"model_type": "gpt_neox", **_SMALL, "intermediate_size": 80},
+        {"model_type": "gpt_neox", **_SMALL, "intermediate_size": 80, "attention_bias": False},
+        {"model_type": "opt", **_SMALL, "ffn_dim": 96, "max_position_embeddings": 40, "word_embed_proj_dim": 64},
+    ],
+    ids=lambda config: config["model_type"],
+)
+def test_a_known_family_is_counted_as_the_model_that_transformers_builds(config, tmp_path, monkeypatch):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config))
+    built = inspect_unbuilt(file)
+    monkeypatch.setattr("potstill.model.inspect_built.inspect_unbuilt", None)  # so that no fallback can hide
+    assert inspect_config(file) == built
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "opt", **_SMALL, "ffn_dim": 96, "max_position_embeddings": 40, "word_embed_proj_dim": 32},
+        {"model_type": "opt", **_SMALL, "ffn_dim": 96, "max_position_embeddings": 40, "enable_bias": False},
+        {"model_type": "llama", **_SMALL, "intermediate_size": 96},
+        {"model_type": "smollm3", **_GATED, "pad_token_id": 0},
+    ],
+    ids=["opt that projects", "opt without biases", "llama without its key-value heads", "a family not written down"],
+)
+def test_what_the_layouts_do_not_tell_is_built_instead(config, tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config))
+    assert inspect_config(file) == inspect_unbuilt(file)
+
+
+def test_a_known_family_needs_no_torch(tmp_path):
+    """175 B parameters are counted in the time that Python takes to start."""
+    OPT_175B.save_pretrained(tmp_path)
+    code = (
+        "import sys; from potstill.model.inspect import inspect_config\n"
+        "facts = inspect_config(sys.argv[1]); assert 'torch' not in sys.modules; print(facts['parameters'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 174_604_468_224

@@ -1,26 +1,23 @@
-"""What is a model made of, and how large would it be? Answered from its config alone, allocating no weight."""
+"""What is a model made of, and how large would it be? Answered from its config alone, allocating no weight.
+
+Families whose layout is known are counted without torch; others are built on the meta device, some seconds of imports.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypedDict
 
-import torch
-from huggingface_hub.errors import StrictDataclassError
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
-
-from potstill.core.errors import InputError, ResourceError
+from potstill.core.durable import read_json
 from potstill.model.directory import check_config, locate
-from potstill.model.quiet import quiet_transformers
+from potstill.model.layouts import Layout, Weights, layout_of
 
-__all__ = ["BLOCK_COLUMNS", "Inspection", "inspect_config", "inspect_model"]
+__all__ = ["BYTES_PER_BLOCK", "COLUMNS_PER_BLOCK", "Inspection", "inspect_config"]
 
-BLOCK_COLUMNS = 32
+COLUMNS_PER_BLOCK = 32
 """Columns that share one scale in int8 (GGUF Q8_0) and int4 (GGUF Q4_0)."""
 
-_BYTES_PER_BLOCK: Mapping[str, int] = MappingProxyType({"int8": 34, "int4": 18})
+BYTES_PER_BLOCK: Mapping[str, int] = MappingProxyType({"int8": 34, "int4": 18})
 """32 codes and one float16 scale."""
 
 
@@ -47,76 +44,38 @@ def inspect_config(model: str | Path) -> Inspection:
     path = Path(model)
     file = path if path.is_file() else locate(model, only=("config.json",)) / "config.json"
     check_config(file)
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(file, local_files_only=True, trust_remote_code=False)
-            with torch.device("meta"):
-                built: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    except ImportError as error:
-        raise ResourceError(f"needs a package that isn't installed: {error}", where=str(file)) from error
-    except (StrictDataclassError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"describes no causal language model that transformers can build: {reason}",
-            where=str(file),
-            next_step="give the config.json of a text-generating model",
-        ) from error
-    return inspect_model(built)
+    config = read_json(file)
+    layout = layout_of(config)
+    if layout is not None:
+        return _inspection(str(config["model_type"]), layout)
+    from potstill.model.inspect_built import inspect_unbuilt  # noqa: PLC0415 - torch, for unknown families only
+
+    return inspect_unbuilt(file)
 
 
-def inspect_model(model: PreTrainedModel) -> Inspection:
-    """Inspect a model, on any device; on the meta device it costs no memory."""
+def _inspection(model_type: str, layout: Layout) -> Inspection:
     parts = dict.fromkeys(("embeddings", "attention", "mlp", "norms", "head", "other"), 0)
-    sizes = dict.fromkeys(("float32", "float16", "int8", "int4"), 0)
-    seen: set[int] = set()
-    for path, module in model.named_modules():
-        for weight in module.parameters(recurse=False):
-            if id(weight) in seen:
-                continue
-            seen.add(id(weight))
-            parts[_part_of(path, module, model)] += weight.numel()
-            sizes["float32"] += 4 * weight.numel()
-            sizes["float16"] += 2 * weight.numel()
-            for scheme, block_bytes in _BYTES_PER_BLOCK.items():
-                sizes[scheme] += _quantized_bytes(weight, module, block_bytes)
-    config = model.config.get_text_config()
+    for weights in layout.weights:
+        parts[weights.part] += weights.parameters
+    parameters = sum(parts.values())
+    sizes = {"float32": 4 * parameters, "float16": 2 * parameters}
+    for scheme, block_bytes in BYTES_PER_BLOCK.items():
+        sizes[scheme] = sum(_quantized_bytes(weights, block_bytes) for weights in layout.weights)
     return Inspection(
-        model_type=str(model.config.model_type),
-        architecture=type(model).__name__,
-        blocks=int(getattr(config, "num_hidden_layers", 0) or 0),
-        width=int(getattr(config, "hidden_size", 0) or 0),
-        vocabulary=int(getattr(config, "vocab_size", 0) or 0),
+        model_type=model_type,
+        architecture=layout.architecture,
+        blocks=layout.blocks,
+        width=layout.width,
+        vocabulary=layout.vocabulary,
         tied=parts["head"] == 0,
-        parameters=sum(parts.values()),
+        parameters=parameters,
         parts=parts,
         bytes=sizes,
     )
 
 
-def _part_of(path: str, module: nn.Module, model: PreTrainedModel) -> str:
-    """The part that a module's own weights belong to, by what it is and then by what it is called."""
-    names = path.lower().split(".")
-    if "norm" in type(module).__name__.lower() or "norm" in names[-1]:
-        return "norms"
-    if isinstance(module, nn.Embedding):
-        return "embeddings"
-    if module is model.get_output_embeddings():  # type: ignore[no-untyped-call]
-        return "head"
-    if any("attn" in name or "attention" in name for name in names):
-        return "attention"
-    if any(name in _MLP_NAMES or "expert" in name for name in names):
-        return "mlp"
-    return "other"
-
-
-_MLP_NAMES = {"mlp", "ffn", "feed_forward", "block_sparse_moe", "fc1", "fc2", "fc_in", "fc_out"}
-
-
-def _quantized_bytes(weight: nn.Parameter, module: nn.Module, block_bytes: int) -> int:
-    """Bytes of a matrix whose rows divide into blocks of 32 columns; anything else stays in float32."""
-    if weight.ndim != 2:
-        return 4 * weight.numel()
-    columns = weight.shape[0] if isinstance(module, Conv1D) else weight.shape[1]
-    if columns % BLOCK_COLUMNS:
-        return 4 * weight.numel()
-    return weight.numel() // BLOCK_COLUMNS * block_bytes
+def _quantized_bytes(weights: Weights, block_bytes: int) -> int:
+    """Bytes of matrices whose rows divide into blocks; anything else stays in float32."""
+    if weights.columns is None or weights.columns % COLUMNS_PER_BLOCK:
+        return 4 * weights.parameters
+    return weights.parameters // COLUMNS_PER_BLOCK * block_bytes
