@@ -1,9 +1,9 @@
 """Which engine opens a path? Told from what stands there; torch is imported only for directories."""
 
-import os
 from pathlib import Path
 
 from potstill.core.errors import InputError
+from potstill.core.hardware import cores_usable
 from potstill.runtime.engine import Engine
 
 __all__ = ["open_engine"]
@@ -16,7 +16,7 @@ def open_engine(path: Path, *, threads: int | None = None) -> Engine:
 
     Raises: InputError: neither stands there, or it is damaged. ResourceError: its runtime isn't installed.
     """
-    number = threads or _usable_cpus()
+    number = threads or cores_usable()
     if path.is_file() and path.suffix == ".gguf":
         from potstill.runtime.llama_cpp import LlamaCppEngine  # noqa: PLC0415 - each runtime only when used
 
@@ -27,10 +27,3 @@ def open_engine(path: Path, *, threads: int | None = None) -> Engine:
         return PytorchEngine(path, threads=number)
     what = "doesn't exist" if not path.exists() else "is neither a .gguf file nor a directory with config.json"
     raise InputError(what, where=str(path), next_step="name a model directory or a .gguf file")
-
-
-def _usable_cpus() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on this system
-        return os.cpu_count() or 1
