@@ -96,6 +96,8 @@ MEANINGS = {
     "StructuredPruning.learning_rate": "of healing, its peak; null is 2e-3 · (2M / parameters)^0.3",
     "StructuredPruning.batch_sentences": "rows per step of healing",
     "TopK.k": "how many tokens a label names; the mass of all others goes into one bucket",
+    "Sampled.draws": "draws at every scored position; about a byte each on disk",
+    "Sampled.sampling": "`systematic` draws lie evenly spaced and vary least; `multinomial` ones are independent",
     "ForwardKl.weight": "of this loss in the sum",
     "ForwardKl.temperature": "softens both distributions; other than 1 needs dense labels",
     "CrossEntropy.weight": "of this loss in the sum",

@@ -15,7 +15,7 @@ import numpy as np
 
 from potstill.core.artefact import read_manifest
 from potstill.data.settings import TrainTokenizer
-from potstill.labels.settings import Dense
+from potstill.labels.settings import Dense, LabelKind, Sampled
 from potstill.model.shapes import shape_for_budget
 from potstill.recipe import Recipe
 from potstill.stages import Stage, stage_fingerprint, stages_of
@@ -179,13 +179,20 @@ def _labels(recipe: Recipe, sizes: _Sizes) -> _Cost:
     positions = (recipe.data.sentences + recipe.data.validation_sentences) * (recipe.data.tokens_per_sentence - 1)
     labels = recipe.labels
     assert labels is not None  # noqa: S101 - there is no such stage without them
-    id_bytes = 2 if sizes.vocabulary <= 1 << 16 else 4
-    record_bytes = 2 * sizes.vocabulary if isinstance(labels, Dense) else labels.k * (id_bytes + 2) + 2
-    kept = sizes.vocabulary if isinstance(labels, Dense) else labels.k
+    kept, record_bytes = _label_bytes(labels, sizes.vocabulary)
     weights = sizes.teacher or 0
     seconds = sizes.reading_s(weights, positions)
     memory = _PROCESS_BYTES + 4 * weights + 3 * 4 * 32 * recipe.data.tokens_per_sentence * sizes.vocabulary
     return _Cost(labels.kind, f"[≤ {positions:,}, {kept:,}] labels", None, positions * record_bytes, memory, seconds)
+
+
+def _label_bytes(labels: LabelKind, vocabulary: int) -> tuple[int, int]:
+    """What is kept of a position, and in about how many bytes; draws of a teacher that spreads its mass widely."""
+    if isinstance(labels, Dense):
+        return vocabulary, 2 * vocabulary
+    if isinstance(labels, Sampled):
+        return labels.draws, labels.draws + 2
+    return labels.k, labels.k * (4 if vocabulary <= 1 << 16 else 6) + 2
 
 
 def _student(recipe: Recipe, sizes: _Sizes) -> _Cost:

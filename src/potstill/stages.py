@@ -124,11 +124,14 @@ def _labels(recipe: Recipe) -> Stage | None:
 
         device = resolve_device(recipe.device)
         precision = resolve_precision(recipe.precision, device)
-        capture = CaptureSettings(labels=labels, sentences=recipe.data.sentences, precision=precision, device=device)
+        capture = CaptureSettings(
+            labels=labels, sentences=recipe.data.sentences, precision=precision, device=device, seed=recipe.seed
+        )
         capture_labels(capture, inputs, out, trace)
 
     settings = {"labels": _json(labels), "machine": _json(recipe.machine), "sentences": recipe.data.sentences}
-    return Stage("03-labels", labels.kind, settings, {"data": "01-data", "teacher": "02-teacher"}, run)
+    inputs = {"data": "01-data", "teacher": "02-teacher"}
+    return Stage("03-labels", labels.kind, settings, inputs, run, code_version=2)
 
 
 def _student(recipe: Recipe) -> Stage:

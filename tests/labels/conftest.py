@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from potstill.data.sequences import PackedSequences
-from potstill.labels.kinds import DenseLabels, SoftLabels, TopKLabels
-from potstill.labels.settings import Dense, TopK
+from potstill.labels.kinds import DenseLabels, Draws, SoftLabels, TopKLabels
+from potstill.labels.prior import Prior, contexts_of
+from potstill.labels.prior_fit import fit_prior
+from potstill.labels.settings import Dense, LabelKind, Sampled
 from potstill.labels.store import LabelStore, LabelWriter
 
 VOCABULARY = 40
@@ -30,7 +32,7 @@ def sequences() -> PackedSequences:
 def make_labels() -> Callable[..., SoftLabels]:
     """Labels of so many positions; the first is certain, the second has no tail, the third a tiny one."""
 
-    def make(kind: TopK | Dense, num_positions: int, seed: int = 0, vocabulary: int = VOCABULARY) -> SoftLabels:
+    def make(kind: LabelKind, num_positions: int, seed: int = 0, vocabulary: int = VOCABULARY) -> SoftLabels | Draws:
         generator = torch.Generator().manual_seed(seed)
         logits_PV = torch.randn(num_positions, vocabulary, generator=generator) * 3
         logits_PV[:1, 1:] = -torch.inf
@@ -39,6 +41,11 @@ def make_labels() -> Callable[..., SoftLabels]:
         logprobs_PV = logits_PV.log_softmax(-1)
         if isinstance(kind, Dense):
             return DenseLabels(logprobs_PV)
+        if isinstance(kind, Sampled):
+            probabilities_PV = logprobs_PV.exp()
+            draws_PN = probabilities_PV.multinomial(kind.draws, replacement=True, generator=generator).sort(-1).values
+            entropies_P = torch.special.entr(probabilities_PV).sum(-1)
+            return Draws(draws_PN, entropies_P, logprobs_PV[:, 0].clamp(min=-50), logprobs_PV.argmax(-1))
         logprobs_PK, ids_PK = logprobs_PV.topk(kind.k)
         return TopKLabels(ids_PK, logprobs_PK, logprobs_PV.exp().scatter(-1, ids_PK, 0.0).sum(-1))
 
@@ -46,11 +53,38 @@ def make_labels() -> Callable[..., SoftLabels]:
 
 
 @pytest.fixture
-def make_writer(sequences) -> Callable[..., LabelWriter]:
+def make_prior(sequences) -> Callable[..., Prior]:
+    """A prior fitted to what follows in ``sequences``, of a width."""
+
+    def make(width: int = 4, seed: int = 0) -> Prior:
+        contexts, following = [], []
+        for row in range(len(sequences)):
+            tokens_1T, scored_1T = sequences.rows([row])
+            positions_P = np.flatnonzero(scored_1T[0])
+            contexts.append(contexts_of(tokens_1T[0], positions_P, VOCABULARY))
+            following.append(tokens_1T[0, positions_P + 1])
+        draws_P1 = np.concatenate(following)[:, None]
+        levels_P = np.arange(len(draws_P1)) % 256
+        return fit_prior(
+            np.concatenate(contexts),
+            draws_P1,
+            levels_P,
+            levels_P % 16,
+            vocabulary=VOCABULARY,
+            width=width,
+            seed=seed,
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_writer(sequences, make_prior) -> Callable[..., LabelWriter]:
     """A writer of three shards over ``sequences``."""
 
-    def make(directory: Path, kind: TopK | Dense, **changes) -> LabelWriter:
+    def make(directory: Path, kind: LabelKind, **changes) -> LabelWriter:
         bindings = {
+            "prior": make_prior() if isinstance(kind, Sampled) else None,
             "vocabulary": VOCABULARY,
             "sequences": sequences,
             "teacher_fingerprint": "teacher",
@@ -66,7 +100,7 @@ def make_writer(sequences) -> Callable[..., LabelWriter]:
 def make_store(sequences, make_labels, make_writer) -> Callable[..., SoftLabels]:
     """Write a whole store and return the labels in it, all rows'."""
 
-    def make(directory: Path, kind: TopK | Dense, **changes) -> SoftLabels:
+    def make(directory: Path, kind: LabelKind, **changes) -> SoftLabels | Draws:
         labels = make_labels(kind, sequences.num_scored, vocabulary=changes.get("vocabulary", VOCABULARY))
         writer = make_writer(directory, kind, **changes)
         for rows in writer.missing():

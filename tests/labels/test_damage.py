@@ -8,15 +8,22 @@ import pytest
 
 from potstill.core.errors import InputError
 from potstill.data.sequences import PackedSequences
-from potstill.labels.settings import Dense, TopK
+from potstill.labels.settings import Dense, Sampled, TopK
+from potstill.labels.shard import read_shard, write_shard
 
 SHARD = "shard-00000004.labels"
 
 
-@pytest.fixture
-def store(tmp_path, make_store):
-    make_store(tmp_path / "store", TopK(k=6))
+@pytest.fixture(params=[TopK(k=6), Sampled(draws=5)], ids=str)
+def store(request, tmp_path, make_store):
+    make_store(tmp_path / "store", request.param)
     return tmp_path / "store"
+
+
+@pytest.fixture
+def drawn(tmp_path, make_store):
+    make_store(tmp_path / "drawn", Sampled(draws=5))
+    return tmp_path / "drawn"
 
 
 def edit_index(store, edit):
@@ -111,12 +118,12 @@ def edit_shard(**changes):
         (swap, "doesn't list"),
         (drop_first, "doesn't list"),
         (drop_last, "8 sequences where the text has 10"),
-        (edit(kind={"kind": "top_k", "k": 7}), "records of 30 bytes"),
+        (edit(kind={"kind": "top_k", "k": 7}), "belongs to another store"),
         (edit(kind={"kind": "top_k", "k": 13}), ".labels"),
         (edit(kind={"kind": "dense"}), ".labels"),
         (edit(vocabulary=41), "vocabulary"),
         (edit(vocabulary=100_000), ".labels"),
-        (edit(version=2), "version"),
+        (edit(version=1), "version"),
         (edit_shard(sha256="0" * 64), "another shard than the index lists"),
         (edit_shard(positions=1), "another shard than the index lists"),
         (edit_shard(sequences=3), "start"),
@@ -179,3 +186,46 @@ def test_more_or_fewer_rows_than_the_text(store, sequences, open_store):
 
 def test_a_directory_that_is_not_there(tmp_path, open_store):
     assert_refused(open_store, tmp_path / "nowhere", "no index")
+
+
+def test_a_missing_prior(drawn, open_store):
+    (drawn / "prior.labels").unlink()
+    assert_refused(open_store, drawn, "prior.labels", "missing")
+
+
+def test_a_flipped_bit_in_the_prior(drawn, open_store):
+    content = bytearray((drawn / "prior.labels").read_bytes())
+    content[len(content) // 2] ^= 1
+    (drawn / "prior.labels").write_bytes(content)
+    assert_refused(open_store, drawn, "prior.labels", "damaged")
+
+
+def test_the_prior_of_another_store(tmp_path, drawn, open_store, make_store, make_prior):
+    make_store(tmp_path / "other", Sampled(draws=5), prior=make_prior(width=8, seed=3))
+    shutil.copy(tmp_path / "other" / "prior.labels", drawn / "prior.labels")
+    assert_refused(open_store, drawn, "prior.labels", "another prior")
+
+
+def test_an_index_that_names_no_prior_or_another(drawn, open_store):
+    for named in (None, "0" * 64):
+        edit_index(drawn, edit(prior=named))
+        with pytest.raises(InputError, match=r"prior|another store"):
+            open_store(drawn)
+
+
+@pytest.mark.parametrize("damage", ["swapped", "flipped", "shortened"])
+def test_draws_that_were_sealed_again_after_damage(drawn, open_store, damage):
+    """With checksum and index made to agree, the stack still doesn't end in the hash of its row's tokens."""
+    shard = read_shard(drawn / SHARD)
+    pieces = shard.pieces()
+    if damage == "swapped":
+        pieces[1], pieces[3] = pieces[3], pieces[1]
+    elif damage == "flipped":
+        pieces[1] = pieces[1][:9] + bytes([pieces[1][9] ^ 1]) + pieces[1][10:]
+    else:
+        pieces[1] = pieces[1][:-4]
+    lengths_N = np.array([len(piece) for piece in pieces])
+    write_shard(drawn / SHARD, shard.rows, shard.binding, shard.hashes, lengths_N, pieces)
+    digest = read_shard(drawn / SHARD).sha256
+    edit_index(drawn, edit_shard(sha256=digest))
+    assert_refused(open_store, drawn, SHARD, "row 5")

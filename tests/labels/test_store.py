@@ -7,11 +7,12 @@ import torch
 from potstill.core.errors import BugError
 from potstill.data.sequences import PackedSequences
 from potstill.labels.codec import codec_of
-from potstill.labels.settings import Dense, TopK
+from potstill.labels.draws import level_of, logprob_of_level
+from potstill.labels.settings import Dense, Sampled, TopK
 
 
 def contents(directory):
-    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir()) if path.is_file()}
 
 
 def assert_equal(labels, others):
@@ -35,6 +36,37 @@ def test_rows_come_back_in_the_order_asked_for(tmp_path, sequences, make_store, 
         assert_equal(read, stored.at(torch.tensor(positions_P, dtype=torch.int64)))
 
 
+@pytest.mark.parametrize("num_draws", [1, 7, 200])
+def test_draws_come_back_as_counts_in_the_order_asked_for(tmp_path, sequences, make_store, open_store, num_draws):
+    """Every count, the likeliest token and each row's summed entropy exactly; the order of the draws is gone."""
+    drawn = make_store(tmp_path, Sampled(draws=num_draws))
+    row_of_P = np.repeat(np.arange(10), sequences.scored_by_row)
+    store = open_store(tmp_path)
+    for rows_B in ([*range(10)], [7, 0, 9, 4], [2], [2, 2, 3], np.array([9, 9, 1]), []):
+        positions_P = [position for row in rows_B for position in np.flatnonzero(row_of_P == row)]
+        read = store.read(rows_B)
+        assert len(read) == len(positions_P)
+        given = drawn.at(torch.tensor(positions_P, dtype=torch.int64))
+        shares_PV = torch.zeros(len(read), 40).scatter_add_(1, read.ids_PK, read.weights_PK)
+        expected_PV = torch.zeros(len(read), 40).scatter_add_(
+            1, given.draws_PN, torch.full(given.draws_PN.shape, 1 / num_draws)
+        )
+        torch.testing.assert_close(shares_PV, expected_PV, rtol=0, atol=1e-6)
+        assert torch.equal(read.likeliest_P, given.likeliest_P)
+        for row in {*np.asarray(rows_B).tolist()}:
+            mine = torch.tensor([int(row_of_P[position]) == row for position in positions_P], dtype=torch.bool)
+            torch.testing.assert_close(
+                read.entropies_P[mine].sum(), given.entropies_P[mine].sum(), rtol=1e-6, atol=1e-6
+            )
+
+
+def test_the_true_tokens_log_probability_is_kept_to_two_percent():
+    logprobs_P = -np.linspace(0, 28, 1000, dtype=np.float32)
+    back_P = logprob_of_level(level_of(logprobs_P).astype(np.uint8))
+    assert (np.abs(back_P - logprobs_P) <= 0.01 + 0.0105 * 2 * np.sqrt(-logprobs_P)).all()
+    assert level_of(np.array([-np.inf, -1e6, 0.0], dtype=np.float32)).tolist() == [255, 255, 0]
+
+
 def test_facts_count_every_file(tmp_path, sequences, make_store, open_store):
     make_store(tmp_path, TopK(k=6))
     store = open_store(tmp_path)
@@ -47,12 +79,15 @@ def test_facts_count_every_file(tmp_path, sequences, make_store, open_store):
     }
     assert store.kind == TopK(k=6)
     assert store.vocabulary == 40
+    make_store(tmp_path / "draws", Sampled(draws=3))
+    num_bytes = sum(len(content) for content in contents(tmp_path / "draws").values())
+    assert open_store(tmp_path / "draws").facts["bytes"] == num_bytes
 
 
+@pytest.mark.parametrize("kind", [TopK(k=6), Sampled(draws=5)], ids=str)
 @pytest.mark.parametrize("order", [[2, 0, 1], [1], []])
-def test_an_interrupted_store_ends_in_the_same_bytes(tmp_path, sequences, make_writer, make_store, order):
+def test_an_interrupted_store_ends_in_the_same_bytes(tmp_path, sequences, make_writer, make_store, order, kind):
     """Some shards are there, one is cut, one is a left-over; going on writes the rest and no more."""
-    kind = TopK(k=6)
     labels = make_store(tmp_path / "whole", kind)
     first = make_writer(tmp_path / "killed", kind)
     ranges = first.missing()
@@ -64,7 +99,7 @@ def test_an_interrupted_store_ends_in_the_same_bytes(tmp_path, sequences, make_w
 
     for number in order:
         write(first, ranges[number])
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").iterdir()}
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("shard-*")}
     for name in [f"shard-{rows.start:08d}.labels" for number, rows in enumerate(ranges) if number not in order][:1]:
         whole = (tmp_path / "whole" / name).read_bytes()
         (tmp_path / "killed" / name).write_bytes(whole[: len(whole) // 2])

@@ -14,10 +14,11 @@ from potstill.core.trace import Trace, read_trace
 from potstill.data.sequences import PackedSequences
 from potstill.distill.divergences import forward_kl
 from potstill.labels.kinds import TopKLabels
-from potstill.labels.settings import Dense, TopK
+from potstill.labels.settings import Dense, Sampled, TopK
 from potstill.labels.store import LabelStore
 from potstill.model.store import load_model, model_fingerprint, tokenizer_fingerprint
-from potstill.teacher.capture import capture_labels, labels_of
+from potstill.teacher.asking import draws_of, labels_of, uniforms_of
+from potstill.teacher.capture import capture_labels
 from potstill.teacher.settings import CaptureSettings
 
 SETTINGS = CaptureSettings(labels=TopK(k=8), sentences=600, batch_sentences=50)
@@ -109,6 +110,66 @@ def test_stored_labels_are_the_teachers_distribution(tmp_path, made, kind):
         torch.testing.assert_close(stored_PK, exact_PK, rtol=1e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("sampling", ["systematic", "multinomial"])
+def test_draws_are_an_unbiased_estimate(sampling):
+    """The mean count over many uniforms is N p; systematic counts are N p rounded up or down, every time."""
+    kind = Sampled(draws=10, sampling=sampling)
+    logits_1V = torch.randn(1, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
+    probabilities_V = logits_1V.softmax(-1)[0]
+    repeats = 20_000
+    uniforms = torch.rand(repeats, 10 if sampling == "multinomial" else 1, dtype=torch.float64)
+    draws = draws_of(logits_1V.expand(repeats, 12), kind, uniforms, torch.zeros(repeats, dtype=torch.int64))
+    counts_PV = torch.zeros(repeats, 12).scatter_add_(1, draws.draws_PN, torch.ones(repeats, 10))
+    assert (draws.draws_PN.diff(dim=1) >= 0).all()
+    torch.testing.assert_close(counts_PV.mean(0).double(), 10 * probabilities_V, atol=0.05, rtol=0)
+    if sampling == "systematic":
+        assert ((counts_PV - 10 * probabilities_V).abs() < 1 + 1e-6).all()
+    exact_nats = torch.special.entr(probabilities_V).sum().float()
+    torch.testing.assert_close(draws.entropies_P[0], exact_nats)
+    torch.testing.assert_close(draws.true_logprobs_P[0], probabilities_V[0].log().float())
+    assert (draws.likeliest_P == probabilities_V.argmax()).all()
+
+
+def test_an_impossible_token_is_never_drawn():
+    """Uniforms at both ends of their range, at a distribution whose first and last tokens have no mass."""
+    logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]]).expand(3, 4)
+    uniforms = torch.tensor([[0.0], [0.5], [1 - 2**-53]], dtype=torch.float64)
+    draws = draws_of(logits, Sampled(draws=4), uniforms, torch.ones(3, dtype=torch.int64))
+    assert {*draws.draws_PN.flatten().tolist()} == {1, 2}
+
+
+def test_random_numbers_belong_to_the_row_and_the_seed(made):
+    """Whatever rows are asked for together, a row's numbers are its own; another seed gives others."""
+    sequences = PackedSequences.load(made["data"], "train")
+    kind = Sampled(draws=3, sampling="multinomial")
+    together = uniforms_of(sequences, np.arange(20), kind, seed=1)
+    apart = np.concatenate([uniforms_of(sequences, np.array([row]), kind, seed=1) for row in range(20)])
+    assert np.array_equal(together, apart)
+    assert together.shape == (sequences.first(20).num_scored, 3)
+    assert not np.array_equal(together, uniforms_of(sequences, np.arange(20), kind, seed=2))
+
+
+@pytest.mark.parametrize("sampling", ["systematic", "multinomial"])
+def test_stored_draws_are_those_of_the_teachers_distribution(tmp_path, made, sampling):
+    """Drawn again, the obvious way, from the whole model on single rows: the same counts, entropy, likeliest token."""
+    kind = Sampled(draws=20, sampling=sampling)
+    settings = SETTINGS.model_copy(update={"labels": kind, "sentences": 300, "seed": 5})
+    capture_labels(settings, made, tmp_path, Trace())
+    for split, rows_B in (("train", [299, 0, 7, 256]), ("validation", [3, 39])):
+        sequences, store = open_split(made, tmp_path, split, 300)
+        logprobs_PV = teacher_logits(made, sequences, rows_B).double().log_softmax(-1)
+        labels = store.read(rows_B)
+        uniforms_PU = torch.from_numpy(uniforms_of(sequences, np.array(rows_B), kind, seed=5))
+        points_PN = uniforms_PU if sampling == "multinomial" else (uniforms_PU + torch.arange(20)) / 20
+        expected_PN = torch.searchsorted(logprobs_PV.exp().cumsum(-1), points_PN)
+        shares_PV = torch.zeros(len(labels), 300).scatter_add_(1, labels.ids_PK, labels.weights_PK)
+        expected_PV = torch.zeros(len(labels), 300).scatter_add_(1, expected_PN, torch.full(expected_PN.shape, 1 / 20))
+        assert ((shares_PV - expected_PV).abs() < 1e-6).float().mean() > 0.999
+        assert torch.equal(labels.likeliest_P, logprobs_PV.argmax(-1))
+        entropy_nats = torch.special.entr(logprobs_PV.exp()).sum()
+        assert labels.entropies_P.double().sum().item() == pytest.approx(entropy_nats.item(), rel=1e-4)
+
+
 def test_labels_do_not_depend_on_the_batches(tmp_path, made):
     """In float32, up to the rounding of a sum: one bit of float16 at most."""
     for size in (7, 600):
@@ -132,11 +193,13 @@ def test_asked_twice_the_bytes_are_the_same(tmp_path, made):
     assert contents(tmp_path / "once") == contents(tmp_path / "again")
 
 
+@pytest.mark.parametrize("labels", [TopK(k=8), Sampled(draws=6)], ids=str)
 @pytest.mark.parametrize("progress_events", [0, 1, 3])
-def test_stopped_and_started_again_ends_in_the_same_bytes(tmp_path, made, monkeypatch, progress_events):
+def test_stopped_and_started_again_ends_in_the_same_bytes(tmp_path, made, monkeypatch, progress_events, labels):
     """A signal in the middle of a shard: whole shards are kept, the half one is done again."""
     monkeypatch.setattr("potstill.teacher.capture._SECONDS_BETWEEN_PROGRESS", 0.0)
-    capture_labels(SETTINGS, made, tmp_path / "whole", Trace())
+    settings = SETTINGS.model_copy(update={"labels": labels})
+    capture_labels(settings, made, tmp_path / "whole", Trace())
     seen = []
 
     def stop_after_a_while(event):
@@ -146,9 +209,9 @@ def test_stopped_and_started_again_ends_in_the_same_bytes(tmp_path, made, monkey
                 os.kill(os.getpid(), signal.SIGTERM)
 
     with interrupt.watching(), pytest.raises(Interrupted):
-        capture_labels(SETTINGS, made, tmp_path / "killed", Trace(listeners=[stop_after_a_while]))
+        capture_labels(settings, made, tmp_path / "killed", Trace(listeners=[stop_after_a_while]))
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("*.labels")}
-    capture_labels(SETTINGS, made, tmp_path / "killed", Trace())
+    capture_labels(settings, made, tmp_path / "killed", Trace())
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert all(path.stat().st_mtime_ns == when for path, when in written.items())
 

@@ -46,9 +46,15 @@ class PackedSequences:
         return int(self.tokens_NT.shape[1])
 
     @property
+    def scored_by_row(self) -> NDArray[np.int64]:
+        """Scored positions of each row."""
+        positions_N: NDArray[np.int64] = np.maximum(self.lengths_N.astype(np.int64) - self.prompts_N, 0)
+        return positions_N
+
+    @property
     def num_scored(self) -> int:
         """How many positions are scored in all rows together."""
-        return int(np.maximum(self.lengths_N - self.prompts_N, 0).sum())
+        return int(self.scored_by_row.sum())
 
     def first(self, num_sequences: int) -> "PackedSequences":
         """The first rows, without copying them."""

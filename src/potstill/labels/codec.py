@@ -1,4 +1,4 @@
-"""How one scored position's label becomes a record of a fixed number of bytes, and back.
+"""How a dense or a top-k label becomes a record of a fixed number of bytes, and back.
 
 Shapes: P scored positions, K kept tokens, V vocabulary, R bytes of a record.
 
@@ -19,9 +19,10 @@ from torch import Tensor
 from potstill.core.errors import BugError
 from potstill.labels.kinds import DenseLabels, SoftLabels, TopKLabels
 from potstill.labels.settings import Dense, TopK
-from potstill.labels.shard import Records
 
-__all__ = ["Codec", "codec_of"]
+__all__ = ["Codec", "Records", "codec_of"]
+
+Records = NDArray[np.uint8]
 
 
 class Codec(Protocol):

@@ -7,8 +7,6 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
 from potstill.core.durable import canonical_json, read_json
@@ -26,7 +24,6 @@ __all__ = [
     "ShardEntry",
     "check_listing",
     "check_shard",
-    "positions_per_row",
     "read_index",
 ]
 
@@ -46,11 +43,12 @@ class ShardEntry(Settings):
 class Index(Settings):
     """What ``store.json`` says."""
 
-    version: Literal[1]
+    version: Literal[2]
     kind: LabelKind
     vocabulary: PositiveInt
     teacher: str
     tokenizer: str
+    prior: str | None = Field(default=None, description="sha256 of the prior that draws are coded against")
     shards: tuple[ShardEntry, ...]
 
     @property
@@ -102,13 +100,8 @@ def check_shard(path: Path, shard: Shard, binding: bytes, sequences: PackedSeque
     for row, found in zip(rows, shard.hashes, strict=True):
         if found != sequences.token_hash(row):
             raise InputError(f"was computed on another text: row {row} differs", where=str(path), next_step=AGAIN)
-    num_positions = int(positions_per_row(sequences)[rows.start : rows.stop].sum())
-    if len(shard.records_PR) != num_positions:
-        problem = f"holds {len(shard.records_PR):,} labels for {num_positions:,} scored positions"
-        raise InputError(problem, where=str(path), next_step=AGAIN)
-
-
-def positions_per_row(sequences: PackedSequences) -> NDArray[np.int64]:
-    """Scored positions of each row."""
-    positions_N: NDArray[np.int64] = np.maximum(sequences.lengths_N.astype(np.int64) - sequences.prompts_N, 0)
-    return positions_N
+    positions_N = sequences.scored_by_row[rows.start : rows.stop].tolist()
+    for row, length, positions in zip(rows, shard.lengths_N.tolist(), positions_N, strict=True):
+        if bool(length) != bool(positions):
+            problem = f"holds {length} bytes of labels for the {positions} scored positions of row {row}"
+            raise InputError(problem, where=str(path), next_step=AGAIN)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["DenseLabels", "SampledLabels", "SoftLabels", "TopKLabels"]
+__all__ = ["DenseLabels", "Draws", "SampledLabels", "SoftLabels", "TopKLabels"]
 
 
 @dataclass(frozen=True)
@@ -56,20 +56,56 @@ class TopKLabels:
 class SampledLabels:
     """Draws from the distribution as weights that sum to one: an unbiased estimate of it.
 
-    Shapes: ids_PK int64, distinct within a position, padded with 0; weights_PK float32, 0 where padded.
+    ``entropies_P`` is the teacher's entropy as the store knows it. A store may keep one sum per sequence and spread it
+    evenly over the sequence's positions, so only its sum over all positions of a sequence is to be relied on, and so
+    is the value, not the gradient, of a forward KL.
+
+    Shapes: ids_PK int64, distinct within a position, padded with 0; weights_PK float32, 0 where padded; entropies_P
+    float32, nats; likeliest_P int64, the teacher's likeliest token, None where nobody kept it.
     """
 
     ids_PK: Tensor
     weights_PK: Tensor
+    entropies_P: Tensor
+    likeliest_P: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids_PK)
 
     def at(self, positions: slice | Tensor) -> "SampledLabels":
-        return SampledLabels(self.ids_PK[positions], self.weights_PK[positions])
+        likeliest_P = None if self.likeliest_P is None else self.likeliest_P[positions]
+        return SampledLabels(
+            self.ids_PK[positions], self.weights_PK[positions], self.entropies_P[positions], likeliest_P
+        )
 
     def to(self, device: torch.device | str) -> "SampledLabels":
-        return SampledLabels(self.ids_PK.to(device), self.weights_PK.to(device))
+        likeliest_P = None if self.likeliest_P is None else self.likeliest_P.to(device)
+        return SampledLabels(
+            self.ids_PK.to(device), self.weights_PK.to(device), self.entropies_P.to(device), likeliest_P
+        )
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Sampled labels as they are drawn, before their order is lost.
+
+    Shapes: draws_PN int64, N token ids in ascending order; entropies_P float32, the teacher's entropy in nats;
+    true_logprobs_P float32, nats, what the teacher gives to the token that really follows; likeliest_P int64.
+    """
+
+    draws_PN: Tensor
+    entropies_P: Tensor
+    true_logprobs_P: Tensor
+    likeliest_P: Tensor
+
+    def __len__(self) -> int:
+        return len(self.draws_PN)
+
+    def at(self, positions: slice | Tensor) -> "Draws":
+        return Draws(*(tensor[positions] for tensor in vars(self).values()))
+
+    def to(self, device: torch.device | str) -> "Draws":
+        return Draws(*(tensor.to(device) for tensor in vars(self).values()))
 
 
 SoftLabels = DenseLabels | TopKLabels | SampledLabels

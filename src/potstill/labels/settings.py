@@ -6,7 +6,7 @@ from pydantic import Field
 
 from potstill.core.settings import Settings
 
-__all__ = ["Dense", "LabelKind", "TopK"]
+__all__ = ["Dense", "LabelKind", "Sampled", "TopK"]
 
 
 class TopK(Settings):
@@ -16,10 +16,22 @@ class TopK(Settings):
     k: int = Field(default=32, ge=1)
 
 
+class Sampled(Settings):
+    """So many draws from the teacher's distribution at every scored position: an unbiased estimate of all of it.
+
+    ``sampling``: "systematic" draws lie evenly spaced on the distribution, so a token of probability p comes within one
+    of draws x p times; "multinomial" draws are independent. Both are unbiased; systematic ones vary less.
+    """
+
+    kind: Literal["sampled"] = "sampled"
+    draws: int = Field(default=32, ge=1, le=255)
+    sampling: Literal["systematic", "multinomial"] = "systematic"
+
+
 class Dense(Settings):
     """The whole distribution: exact, and 2 bytes per vocabulary entry at every scored position."""
 
     kind: Literal["dense"] = "dense"
 
 
-LabelKind = Annotated[TopK | Dense, Field(discriminator="kind")]
+LabelKind = Annotated[TopK | Sampled | Dense, Field(discriminator="kind")]

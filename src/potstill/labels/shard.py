@@ -4,11 +4,11 @@
     8                magic, with the version of this layout
     32               binding: sha256 of what all shards of a store share (kind, vocabulary, teacher, tokenizer)
     4 + 4            first sequence, number of sequences N (uint32, little-endian)
-    16 x N           hash of each sequence's tokens
-    R x P            records of the scored positions, sequence by sequence
+    4 + 16, N times  length of each sequence's labels (uint32), hash of its tokens
+    ...              the labels, sequence by sequence
     32               sha256 of all bytes before
 
-Shapes: N sequences of the shard, P scored positions, R bytes of a record.
+Shapes: N sequences of the shard.
 """
 
 import hashlib
@@ -25,44 +25,57 @@ from numpy.typing import NDArray
 from potstill.core.durable import replacing
 from potstill.core.errors import InputError
 
-__all__ = ["Records", "Shard", "read_shard", "write_shard"]
+__all__ = ["Shard", "read_shard", "write_shard"]
 
-Records = NDArray[np.uint8]
-
-_MAGIC = b"PotLbl\x00\x01"
+_MAGIC = b"PotLbl\x00\x02"
 _HEADER = struct.Struct("<8s32sII")
-_HASH_BYTES = 16
+_ROW = struct.Struct("<I16s")
 _DIGEST_BYTES = 32
 _AGAIN = "delete the labels stage's directory; the next run captures them again"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A verified, memory-mapped shard. Shapes: records_PR uint8."""
+    """A verified, memory-mapped shard. Shapes: body uint8, the labels of all its sequences; lengths_N bytes of each."""
 
+    path: Path
     rows: range
     binding: bytes
     hashes: tuple[bytes, ...]
-    records_PR: Records
+    lengths_N: NDArray[np.int64]
+    body: NDArray[np.uint8]
     sha256: str
 
+    def pieces(self) -> list[bytes]:
+        """The labels of each sequence."""
+        ends = np.cumsum(self.lengths_N).tolist()
+        return [
+            self.body[end - length : end].tobytes() for end, length in zip(ends, self.lengths_N.tolist(), strict=True)
+        ]
 
-def write_shard(path: Path, rows: range, binding: bytes, hashes: Sequence[bytes], parts: Iterable[Records]) -> None:
-    """Write a shard durably and in one step; its records may come in parts, made while it is written."""
+
+def write_shard(
+    path: Path,
+    rows: range,
+    binding: bytes,
+    hashes: Sequence[bytes],
+    lengths_N: NDArray[np.int64],
+    parts: Iterable[bytes],
+) -> None:
+    """Write a shard durably and in one step; its labels may come in parts, made while it is written."""
     digest = hashlib.sha256()
+    table = [_ROW.pack(length, token_hash) for length, token_hash in zip(lengths_N.tolist(), hashes, strict=True)]
     with replacing(path) as temporary, temporary.open("wb") as file:
-        for part in itertools.chain(
-            [_HEADER.pack(_MAGIC, binding, rows.start, len(rows)), *hashes], (records.tobytes() for records in parts)
-        ):
+        for part in itertools.chain([_HEADER.pack(_MAGIC, binding, rows.start, len(rows)), *table], parts):
             digest.update(part)
             file.write(part)
         file.write(digest.digest())
 
 
-def read_shard(path: Path, record_bytes: int) -> Shard:
+def read_shard(path: Path) -> Shard:
     """Memory-map a shard and check it against its own checksum.
 
-    Raises: InputError: the file is missing, cut short, changed, or holds records of another size.
+    Raises: InputError: the file is missing, cut short or changed.
     """
     try:
         with path.open("rb") as file:
@@ -79,15 +92,18 @@ def read_shard(path: Path, record_bytes: int) -> Shard:
     magic, binding, first, num_sequences = _HEADER.unpack_from(content)
     if magic != _MAGIC:
         raise InputError("is no label shard of this version", where=str(path), next_step=_AGAIN)
-    records_at = _HEADER.size + num_sequences * _HASH_BYTES
-    records = np.frombuffer(content, dtype=np.uint8)[records_at:-_DIGEST_BYTES]
-    if len(records) % record_bytes:
-        raise InputError(f"doesn't hold records of {record_bytes} bytes", where=str(path), next_step=_AGAIN)
-    hashes = content[_HEADER.size : records_at].tobytes()
+    body_at = _HEADER.size + num_sequences * _ROW.size
+    table = list(_ROW.iter_unpack(content[_HEADER.size : body_at])) if body_at <= len(content) - _DIGEST_BYTES else []
+    lengths_N = np.array([length for length, _ in table], dtype=np.int64)
+    body = np.frombuffer(content, dtype=np.uint8)[body_at:-_DIGEST_BYTES]
+    if len(table) != num_sequences or int(lengths_N.sum()) != len(body):
+        raise InputError("holds other labels than its own table says", where=str(path), next_step=_AGAIN)
     return Shard(
+        path=path,
         rows=range(first, first + num_sequences),
         binding=binding,
-        hashes=tuple(hashes[at : at + _HASH_BYTES] for at in range(0, len(hashes), _HASH_BYTES)),
-        records_PR=records.reshape(-1, record_bytes),
+        hashes=tuple(token_hash for _, token_hash in table),
+        lengths_N=lengths_N,
+        body=body,
         sha256=digest.hex(),
     )

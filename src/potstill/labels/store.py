@@ -6,7 +6,7 @@ so an edited index, a shard of another store, another teacher, tokenizer or text
 Shapes: N sequences, B rows of a batch, S shards.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,12 @@ from numpy.typing import NDArray
 from potstill.core.durable import write_json
 from potstill.core.errors import BugError, InputError
 from potstill.data.sequences import PackedSequences
-from potstill.labels.codec import codec_of
-from potstill.labels.index import (
-    AGAIN,
-    INDEX,
-    SHARDS,
-    Index,
-    ShardEntry,
-    check_listing,
-    check_shard,
-    positions_per_row,
-    read_index,
-)
-from potstill.labels.kinds import SoftLabels
-from potstill.labels.settings import Dense, TopK
-from potstill.labels.shard import Records, Shard, read_shard, write_shard
+from potstill.labels.coder import Reader, coder_of, reader_of
+from potstill.labels.index import AGAIN, INDEX, SHARDS, Index, ShardEntry, check_listing, check_shard, read_index
+from potstill.labels.kinds import Draws, SoftLabels
+from potstill.labels.prior import PRIOR, Prior, read_prior, write_prior
+from potstill.labels.settings import LabelKind
+from potstill.labels.shard import read_shard, write_shard
 
 __all__ = ["LabelStore", "LabelWriter"]
 
@@ -47,25 +38,27 @@ class LabelWriter:
     def __init__(
         self,
         directory: Path,
-        kind: TopK | Dense,
+        kind: LabelKind,
         *,
         vocabulary: int,
         sequences: PackedSequences,
         teacher_fingerprint: str,
         tokenizer_fingerprint: str,
+        prior: Prior | None = None,
         sequences_per_shard: int | None = None,
     ) -> None:
         size = sequences_per_shard or max(_SEQUENCES_PER_SHARD, -(-len(sequences) // _MOST_SHARDS))
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._sequences = sequences
-        self._codec = codec_of(kind, vocabulary)
+        self._coder = coder_of(kind, vocabulary, sequences, prior)
         self._index = Index(
-            version=1,
+            version=2,
             kind=kind,
             vocabulary=vocabulary,
             teacher=teacher_fingerprint,
             tokenizer=tokenizer_fingerprint,
+            prior=None if prior is None else write_prior(directory / PRIOR, prior),
             shards=(),
         )
         self._ranges = [range(first, min(first + size, len(sequences))) for first in range(0, len(sequences), size)]
@@ -74,7 +67,7 @@ class LabelWriter:
         """The ranges of sequences whose shard isn't there, or isn't whole, or belongs to something else."""
         return [rows for rows in self._ranges if self._entry(rows) is None]
 
-    def write(self, rows: range, parts: Iterable[SoftLabels]) -> None:
+    def write(self, rows: range, parts: Iterable[SoftLabels | Draws]) -> None:
         """Write the labels of one of the ranges of ``missing``: its rows' scored positions in order, in any parts.
 
         Raises: BugError: these are not the labels of these rows.
@@ -83,16 +76,8 @@ class LabelWriter:
             raise BugError(f"rows {rows.start} to {rows.stop} are no shard of this store")
         (self._directory / INDEX).unlink(missing_ok=True)
         hashes = [self._sequences.token_hash(row) for row in rows]
-        write_shard(self._path(rows), rows, self._index.binding, hashes, self._encoded(rows, parts))
-
-    def _encoded(self, rows: range, parts: Iterable[SoftLabels]) -> Iterator[Records]:
-        num_positions = 0
-        for labels in parts:
-            num_positions += len(labels)
-            yield self._codec.encode(labels)
-        expected = int(positions_per_row(self._sequences)[rows.start : rows.stop].sum())
-        if num_positions != expected:
-            raise BugError(f"{num_positions} labels were given for {expected} scored positions")
+        lengths_N, encoded = self._coder.body(rows, parts)
+        write_shard(self._path(rows), rows, self._index.binding, hashes, lengths_N, encoded)
 
     def finish(self) -> None:
         """Write the index, which makes the directory a store; what an earlier try left behind is removed.
@@ -114,7 +99,7 @@ class LabelWriter:
     def _entry(self, rows: range) -> ShardEntry | None:
         """What the index will say of this range's shard; None if that must be written again."""
         try:
-            shard = read_shard(self._path(rows), self._codec.record_bytes)
+            shard = read_shard(self._path(rows))
             check_shard(self._path(rows), shard, self._index.binding, self._sequences, rows)
         except InputError:
             return None
@@ -122,7 +107,7 @@ class LabelWriter:
             file=self._path(rows).name,
             first=rows.start,
             sequences=len(rows),
-            positions=len(shard.records_PR),
+            positions=int(self._sequences.scored_by_row[rows.start : rows.stop].sum()),
             sha256=shard.sha256,
         )
 
@@ -133,17 +118,10 @@ class LabelWriter:
 class LabelStore:
     """Labels that were verified when the store was opened, read at random."""
 
-    def __init__(self, directory: Path, index: Index, shards: Sequence[Shard], positions_N: NDArray[np.int64]) -> None:
+    def __init__(self, directory: Path, index: Index, reader: Reader) -> None:
         self._directory = directory
         self._index = index
-        self._codec = codec_of(index.kind, index.vocabulary)
-        self._records_by_shard = [shard.records_PR for shard in shards]
-        counts_S = [len(shard.rows) for shard in shards]
-        self._shard_N = np.repeat(np.arange(len(shards)), counts_S)
-        before_N = np.cumsum(positions_N) - positions_N
-        firsts_S = np.array([shard.rows.start for shard in shards], dtype=np.int64)
-        self._start_N = before_N - before_N[firsts_S].repeat(counts_S)
-        self._end_N = self._start_N + positions_N
+        self._reader = reader
 
     @classmethod
     def open(
@@ -152,6 +130,7 @@ class LabelStore:
         """Open the labels of exactly these sequences, after reading and checking every byte of them.
 
         Raises: InputError: naming the file that is missing, damaged, doubled or foreign, and what is wrong with it.
+        Cost: sampled labels are decoded here, once; see ``DrawsReader``.
         """
         path = directory / INDEX
         index = read_index(path)
@@ -163,21 +142,22 @@ class LabelStore:
                 problem = f"holds labels of another {what}: {said[:12]}…, not {wanted[:12]}…"
                 raise InputError(problem, where=str(path), next_step=AGAIN)
         check_listing(directory, index, len(sequences))
-        codec = codec_of(index.kind, index.vocabulary)
+        prior = _prior_of(directory, index)
+        positions_N = sequences.scored_by_row
         shards = []
         for entry in index.shards:
-            shard = read_shard(directory / entry.file, codec.record_bytes)
+            shard = read_shard(directory / entry.file)
             rows = range(entry.first, entry.first + entry.sequences)
             check_shard(directory / entry.file, shard, index.binding, sequences, rows)
-            if (shard.sha256, len(shard.records_PR)) != (entry.sha256, entry.positions):
+            if (shard.sha256, int(positions_N[rows.start : rows.stop].sum())) != (entry.sha256, entry.positions):
                 raise InputError(
                     "is another shard than the index lists", where=str(directory / entry.file), next_step=AGAIN
                 )
             shards.append(shard)
-        return cls(directory, index, shards, positions_per_row(sequences))
+        return cls(directory, index, reader_of(index.kind, index.vocabulary, sequences, prior, shards))
 
     @property
-    def kind(self) -> TopK | Dense:
+    def kind(self) -> LabelKind:
         """What kind of labels these are."""
         return self._index.kind
 
@@ -189,8 +169,8 @@ class LabelStore:
     @property
     def facts(self) -> Mapping[str, Any]:
         """``kind``, ``tokens`` (scored positions), ``bytes`` of all files of the store, ``bytes_per_token``."""
-        files = [self._directory / INDEX, *(self._directory / entry.file for entry in self._index.shards)]
-        num_bytes = sum(file.stat().st_size for file in files)
+        names = [INDEX, *(entry.file for entry in self._index.shards), *([PRIOR] if self._index.prior else [])]
+        num_bytes = sum((self._directory / name).stat().st_size for name in names)
         tokens = sum(entry.positions for entry in self._index.shards)
         return {
             "kind": self.kind.kind,
@@ -201,8 +181,20 @@ class LabelStore:
 
     def read(self, rows_B: NDArray[np.int64] | Sequence[int]) -> SoftLabels:
         """The labels of these rows' scored positions, in the order of the rows given, then of the positions."""
-        rows = np.asarray(rows_B, dtype=np.int64)
-        where = zip(self._shard_N[rows].tolist(), self._start_N[rows].tolist(), self._end_N[rows].tolist(), strict=True)
-        parts = [self._records_by_shard[shard][start:end] for shard, start, end in where]
-        empty = np.empty((0, self._codec.record_bytes), dtype=np.uint8)
-        return self._codec.decode(np.concatenate(parts) if parts else empty)
+        return self._reader.read(np.asarray(rows_B, dtype=np.int64))
+
+
+def _prior_of(directory: Path, index: Index) -> Prior | None:
+    """The prior that the index names, if it names one.
+
+    Raises: InputError: it is missing, damaged, another, or of another vocabulary.
+    """
+    if index.prior is None:
+        return None
+    prior, digest = read_prior(directory / PRIOR)
+    if digest != index.prior:
+        raise InputError("is another prior than the index names", where=str(directory / PRIOR), next_step=AGAIN)
+    if prior.vocabulary != index.vocabulary:
+        problem = f"has a vocabulary of {prior.vocabulary:,} where the index says {index.vocabulary:,}"
+        raise InputError(problem, where=str(directory / PRIOR), next_step=AGAIN)
+    return prior

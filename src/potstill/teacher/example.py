@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from potstill.data.sequences import PackedSequences
 from potstill.data.tokenizer import token_text
-from potstill.labels.kinds import SoftLabels, TopKLabels
+from potstill.labels.kinds import SampledLabels, SoftLabels, TopKLabels
 from potstill.labels.store import LabelStore
 
 __all__ = ["label_example"]
@@ -54,6 +54,7 @@ def label_example(
         "entries": [
             {"token": token_text(tokenizer, token), "id": token, "probability": probability}
             for token, probability in zip(label.ids_PK[0].tolist(), probabilities_K.tolist(), strict=True)
+            if probability > 0
         ],
         "tail_mass": tail_mass,
         "entropy_nats": float(torch.special.entr(outcomes).sum()),
@@ -61,10 +62,12 @@ def label_example(
 
 
 def _likeliest(labels: SoftLabels) -> TopKLabels:
-    """The few likeliest entries of any labels that hold log-probabilities."""
+    """The few likeliest entries of any labels; of draws, those drawn, with the share of the draws that fell on each."""
     if isinstance(labels, TopKLabels):
         return labels
-    assert not hasattr(labels, "weights_PK")  # noqa: S101 - draws have no store yet
+    if isinstance(labels, SampledLabels):
+        shares_PK, order_PK = labels.weights_PK.sort(dim=-1, descending=True, stable=True)
+        return TopKLabels(labels.ids_PK.gather(-1, order_PK), shares_PK.log(), torch.zeros(len(labels)))
     kept = labels.logprobs_PV.topk(min(_DENSE_ENTRIES, labels.logprobs_PV.shape[1]), dim=-1)
     tail_P = labels.logprobs_PV.exp().scatter(-1, kept.indices, 0.0).sum(-1)
     return TopKLabels(kept.indices, kept.values, tail_P)

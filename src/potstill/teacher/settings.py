@@ -21,3 +21,4 @@ class CaptureSettings(Settings):
     batch_sentences: int = Field(default=32, ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"
+    seed: int = Field(default=0, ge=0)

@@ -36,6 +36,7 @@ from potstill.train.validation import validate
 __all__ = ["Training", "TrainingText", "fit"]
 
 _SECONDS_BETWEEN_CHECKPOINTS = 120.0
+_MOST_TIME_ON_CHECKPOINTS = 0.03
 _SECONDS_BETWEEN_PROGRESS = 0.25
 _LOSS_POINTS_PER_EPOCH = 20
 
@@ -117,6 +118,7 @@ class _Fit:
             )
         self.trace.metric("peak_learning_rate", self.peak_rate, "1", model=self.training.who)
         saved_at = shown_at = time.perf_counter()
+        spacing_s = checkpoint_seconds
         while self.progress.step < self.num_steps and not self._out_of_patience():
             self._one_step()
             if self.progress.step % self.steps_per_epoch == 0:
@@ -127,9 +129,10 @@ class _Fit:
                 share = self.progress.step / self.num_steps
                 self.trace.progress(self.training.who, share * self.num_tokens, self.num_tokens, "tokens")
                 shown_at = now
-            if interrupt.requested() or now - saved_at > checkpoint_seconds:
+            if interrupt.requested() or now - saved_at > spacing_s:
                 checkpoint.save(self.model, self.optimizer, vars(self.progress))
                 saved_at = time.perf_counter()
+                spacing_s = max(checkpoint_seconds, (saved_at - now) / _MOST_TIME_ON_CHECKPOINTS)
                 interrupt.check()
         checkpoint.load_best(self.model)
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from potstill.core.errors import InputError
+from potstill.core.errors import BugError, InputError
 from potstill.data.sequences import PackedSequences
 from potstill.distill.divergences import cross_entropy, forward_kl
-from potstill.labels.kinds import DenseLabels, SoftLabels, TopKLabels
+from potstill.labels.kinds import DenseLabels, SampledLabels, SoftLabels, TopKLabels
 from potstill.labels.store import LabelStore
 from potstill.model.anatomy import hidden_states, logits_of
 from potstill.train.settings import Precision
@@ -75,5 +75,7 @@ def likeliest(labels: SoftLabels) -> torch.Tensor:
             return ids_PK[:, 0]
         case DenseLabels(logprobs_PV=logprobs_PV):
             return logprobs_PV.argmax(-1)
-        case _:
-            raise TypeError(type(labels))
+        case SampledLabels(likeliest_P=likeliest_P):
+            if likeliest_P is None:
+                raise BugError("nobody kept the teacher's likeliest tokens beside these draws")
+            return likeliest_P

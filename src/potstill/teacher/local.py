@@ -1,0 +1,57 @@
+"""A local teacher asked about rows of text: one pass, and labels of the positions that count.
+
+Shapes: B rows of a batch, T tokens, P scored positions, D width, V vocabulary, U random numbers of a position.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from potstill.data.sequences import PackedSequences
+from potstill.labels.kinds import Draws, SoftLabels
+from potstill.labels.settings import Sampled
+from potstill.model.anatomy import hidden_states, logits_of
+from potstill.teacher.asking import draws_of, labels_of, uniforms_of
+from potstill.teacher.settings import CaptureSettings
+
+__all__ = ["LocalTeacher", "labels_of_rows"]
+
+_LOGITS_AT_ONCE = 1 << 25
+
+
+@dataclass(frozen=True)
+class LocalTeacher:
+    """Who is asked, for how many tokens' probabilities, and how."""
+
+    model: PreTrainedModel
+    vocabulary: int
+    settings: CaptureSettings
+
+
+def labels_of_rows(
+    teacher: LocalTeacher, sequences: PackedSequences, rows_B: NDArray[np.int64]
+) -> Iterator[SoftLabels | Draws]:
+    """The labels of a batch, in parts small enough that their logits fit; only scored positions pass the head."""
+    tokens, scored = sequences.rows(rows_B)
+    model, device, kind = teacher.model, teacher.model.device, teacher.settings.labels
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=teacher.settings.precision == "bfloat16")
+    with torch.inference_mode(), autocast:
+        tokens_BT, scored_BT = torch.from_numpy(tokens).to(device), torch.from_numpy(scored).to(device)
+        hidden_PD = hidden_states(model, tokens_BT)[scored_BT]
+    targets_P = tokens_BT.roll(-1, dims=1)[scored_BT]
+    uniforms = uniforms_of(sequences, rows_B, kind, teacher.settings.seed) if isinstance(kind, Sampled) else np.empty(0)
+    uniforms_PU = torch.from_numpy(uniforms).to(device)
+    size = max(_LOGITS_AT_ONCE // teacher.vocabulary, 1)
+    for first in range(0, len(hidden_PD), size):
+        part = slice(first, first + size)
+        with torch.inference_mode():
+            with autocast:
+                logits_PV = logits_of(model, hidden_PD[part])[:, : teacher.vocabulary]
+            if isinstance(kind, Sampled):
+                yield draws_of(logits_PV, kind, uniforms_PU[part], targets_P[part]).to("cpu")
+            else:
+                yield labels_of(logits_PV, kind).to("cpu")
