@@ -13,11 +13,30 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from potstill.core.errors import BugError
-from potstill.distill.divergences import cross_entropy, forward_kl
-from potstill.distill.settings import CrossEntropy, ForwardKl
+from potstill.distill.divergences import (
+    cross_entropy,
+    forward_kl,
+    jensen_shannon,
+    reverse_kl,
+    skew_kl,
+    skew_reverse_kl,
+    total_variation,
+)
+from potstill.distill.settings import (
+    CrossEntropy,
+    Divergence,
+    ForwardKl,
+    JensenShannon,
+    Loss,
+    ReverseKl,
+    SkewKl,
+    SkewReverseKl,
+    TotalVariation,
+    temperature_of,
+)
 from potstill.labels.kinds import DenseLabels, SoftLabels
 
-__all__ = ["TOTAL", "Objective", "objective_from_hidden"]
+__all__ = ["TOTAL", "Objective", "divergence", "objective_from_hidden"]
 
 TOTAL = "total"
 """The key of the weighted sum of all losses: what ``backward`` is called on."""
@@ -26,7 +45,7 @@ TOTAL = "total"
 class Objective:
     """The losses of a recipe as one function of the student's logits; check them with ``check_losses`` before."""
 
-    def __init__(self, losses: Sequence[ForwardKl | CrossEntropy]) -> None:
+    def __init__(self, losses: Sequence[Loss]) -> None:
         self._losses = tuple(losses)
 
     @property
@@ -37,8 +56,8 @@ class Objective:
     def __call__(self, logits_PV: Tensor, labels: SoftLabels | None, targets_P: Tensor) -> dict[str, Tensor]:
         """Each loss, unweighted, and their weighted sum under ``TOTAL``, summed over the P positions.
 
-        A forward KL at temperature τ enters the total times τ², which keeps its gradient on the scale of the others
-        (Hinton et al. 2015, section 2.1); its own entry is the plain KL of the softened distributions.
+        A divergence at temperature τ enters the total times τ², which keeps its gradient on the scale of the others
+        (Hinton et al. 2015, section 2.1); its own entry is the plain divergence of the softened distributions.
 
         Returns: float32 scalars in nats; 0.0, with a gradient path, if P is 0.
         Raises: BugError: a loss needs labels and there are none.
@@ -51,8 +70,8 @@ class Objective:
             elif labels is None:
                 raise BugError(f"{loss.kind} needs soft labels, and none were given", where="Objective")
             else:
-                nats_P = _softened_forward_kl(logits_PV, labels, loss.temperature)
-                scale = loss.weight * loss.temperature**2
+                nats_P = _softened_divergence(loss, logits_PV, labels)
+                scale = loss.weight * temperature_of(loss) ** 2
             sums[loss.kind] = nats_P.sum()
             total = total + scale * sums[loss.kind]
         return {**sums, TOTAL: total}
@@ -86,10 +105,28 @@ def objective_from_hidden(
     return sums
 
 
-def _softened_forward_kl(logits_PV: Tensor, labels: SoftLabels, temperature: float) -> Tensor:
+def divergence(loss: Divergence, logits_PV: Tensor, labels: SoftLabels) -> Tensor:
+    """The divergence that a recipe names, at each position and at temperature 1: [P]."""
+    match loss:
+        case ForwardKl():
+            return forward_kl(logits_PV, labels)
+        case ReverseKl():
+            return reverse_kl(logits_PV, labels)
+        case JensenShannon(beta=beta):
+            return jensen_shannon(logits_PV, labels, beta=beta)
+        case SkewKl(alpha=alpha):
+            return skew_kl(logits_PV, labels, alpha=alpha)
+        case SkewReverseKl(alpha=alpha):
+            return skew_reverse_kl(logits_PV, labels, alpha=alpha)
+        case TotalVariation():
+            return total_variation(logits_PV, labels)
+
+
+def _softened_divergence(loss: Divergence, logits_PV: Tensor, labels: SoftLabels) -> Tensor:
+    temperature = temperature_of(loss)
     if temperature == 1.0:
-        return forward_kl(logits_PV, labels)
+        return divergence(loss, logits_PV, labels)
     if not isinstance(labels, DenseLabels):
         raise BugError("only dense labels can be softened again; check_losses refuses others", where="Objective")
     softened = DenseLabels((labels.logprobs_PV / temperature).log_softmax(-1))
-    return forward_kl(logits_PV.float() / temperature, softened)
+    return divergence(loss, logits_PV.float() / temperature, softened)

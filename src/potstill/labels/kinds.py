@@ -56,20 +56,26 @@ class TopKLabels:
 class SampledLabels:
     """Draws from the distribution as weights that sum to one: an unbiased estimate of it.
 
-    Shapes: ids_PK int64, distinct within a position, padded with 0; weights_PK float32, 0 where padded.
+    ``entropies_P`` is the teacher's entropy as the store knows it. A store may keep one sum per sequence and spread it
+    evenly over the sequence's positions, so only its sum over all positions of a sequence is to be relied on, and so
+    is the value, not the gradient, of a forward KL.
+
+    Shapes: ids_PK int64, distinct within a position, padded with 0; weights_PK float32, 0 where padded; entropies_P
+    float32, nats.
     """
 
     ids_PK: Tensor
     weights_PK: Tensor
+    entropies_P: Tensor
 
     def __len__(self) -> int:
         return len(self.ids_PK)
 
     def at(self, positions: slice | Tensor) -> "SampledLabels":
-        return SampledLabels(self.ids_PK[positions], self.weights_PK[positions])
+        return SampledLabels(self.ids_PK[positions], self.weights_PK[positions], self.entropies_P[positions])
 
     def to(self, device: torch.device | str) -> "SampledLabels":
-        return SampledLabels(self.ids_PK.to(device), self.weights_PK.to(device))
+        return SampledLabels(self.ids_PK.to(device), self.weights_PK.to(device), self.entropies_P.to(device))
 
 
 SoftLabels = DenseLabels | TopKLabels | SampledLabels
