@@ -12,6 +12,8 @@ from potstill.core.settings import parse_settings
 from potstill.core.trace import Trace
 from potstill.data import sources
 from potstill.data.settings import Source
+from potstill.distill import settings as losses
+from potstill.distill.settings import Loss
 from potstill.export import stage as export_stage
 from potstill.export.settings import Export
 from potstill.labels.codec import codec_of
@@ -52,6 +54,13 @@ def test_a_table_has_a_row_for_every_choice(union, table):
 def test_every_kind_of_label_has_a_codec(kind):
     """A label kind that can be asked for can be stored."""
     assert codec_of(kind(), vocabulary=100).record_bytes > 0
+
+
+def test_every_pair_of_loss_and_label_is_allowed_or_refused_with_a_reason():
+    """A kind of loss or of label that is added must be thought of in the table; no row is left of one that is gone."""
+    label_kinds = {typing.get_args(kind.model_fields["kind"].annotation)[0] for kind in members(LabelKind)}
+    assert set(losses._REFUSED) == {typing.get_args(loss.model_fields["kind"].annotation)[0] for loss in members(Loss)}
+    assert all(set(row) >= {*label_kinds, None} for row in losses._REFUSED.values())
 
 
 @pytest.mark.parametrize("stage", stages_of(WHOLE), ids=lambda stage: stage.name)

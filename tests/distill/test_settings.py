@@ -6,8 +6,22 @@ import sys
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from potstill.core.errors import RecipeError
-from potstill.distill.settings import CrossEntropy, ForwardKl, Loss, check_losses, needs_labels
+from potstill.core.errors import BugError, RecipeError
+from potstill.distill.settings import (
+    CrossEntropy,
+    ForwardKl,
+    JensenShannon,
+    Loss,
+    ReverseKl,
+    SkewKl,
+    SkewReverseKl,
+    TotalVariation,
+    check_losses,
+    needs_labels,
+    refusal,
+)
+
+DIVERGENCES = [ForwardKl(), ReverseKl(), JensenShannon(), SkewKl(), SkewReverseKl(), TotalVariation()]
 
 
 def test_a_recipe_names_losses_by_their_kind():
@@ -30,7 +44,10 @@ def test_weights_and_temperatures_are_positive(wrong):
         ([ForwardKl(), ForwardKl(weight=2.0)], "top_k", "twice"),
         ([ForwardKl()], None, "soft labels"),
         ([ForwardKl(temperature=2.0)], "top_k", "truncated"),
-        ([ForwardKl()], "sampled", "entropy"),
+        ([ForwardKl(temperature=2.0)], "sampled", "draws of one temperature"),
+        ([SkewKl(temperature=0.5)], "top_k", "truncated"),
+        ([ReverseKl()], "sampled", "never drawn"),
+        ([CrossEntropy(), TotalVariation()], "sampled", "isn't linear"),
     ],
 )
 def test_losses_that_labels_cannot_carry_are_refused(losses, label_kind, said):
@@ -44,16 +61,35 @@ def test_losses_that_labels_cannot_carry_are_refused(losses, label_kind, said):
         ([ForwardKl(), CrossEntropy(weight=0.5)], "top_k"),
         ([ForwardKl(temperature=2.0)], "dense"),
         ([CrossEntropy()], None),
-        ([CrossEntropy()], "sampled"),
+        ([ForwardKl(), CrossEntropy()], "sampled"),
+        (DIVERGENCES, "dense"),
+        (DIVERGENCES, "top_k"),
     ],
 )
 def test_losses_that_labels_carry_pass(losses, label_kind):
     check_losses(losses, label_kind)
 
 
-def test_only_the_divergence_from_the_teacher_needs_labels():
-    assert needs_labels([CrossEntropy(), ForwardKl()])
+def test_only_a_divergence_from_the_teacher_needs_labels():
+    assert all(needs_labels([CrossEntropy(), divergence]) for divergence in DIVERGENCES)
     assert not needs_labels([CrossEntropy()])
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda divergence: divergence.kind)
+def test_without_labels_no_divergence_passes(divergence):
+    with pytest.raises(RecipeError, match=f"{divergence.kind} needs the teacher's soft labels"):
+        check_losses([divergence], None)
+
+
+@pytest.mark.parametrize("wrong", [{"beta": 0.0}, {"beta": 1.0}])
+def test_at_its_ends_jensen_shannon_is_no_divergence(wrong):
+    with pytest.raises(ValidationError):
+        JensenShannon(**wrong)
+
+
+def test_a_pair_that_nobody_thought_of_is_a_bug():
+    with pytest.raises(BugError, match="isn't said"):
+        refusal("forward_kl", "compressed")
 
 
 def test_settings_import_no_torch():

@@ -1,125 +1,145 @@
-"""How far a student's next-token distribution is from what it should be, per scored position, in nats.
+"""How far a student's next-token distribution is from the teacher's, per scored position, in nats.
 
-Shapes: P scored positions, V vocabulary, K kept tokens of a label.
+Shapes: P scored positions, V vocabulary, K tokens of a label, O outcomes that a label tells apart.
 
-Everything is computed in float32 whatever the dtype of the logits. The gradients are written out by hand, since
-autograd would keep three P x V buffers where one is enough: the gradient itself, made in the forward pass.
+With p the teacher's and q the student's masses over the outcomes of a label, all divergences but total variation are
+made of one: KL of a distribution to a mixture of itself and another. Dense labels give each over the whole vocabulary.
+Top-k labels give it between the distributions over the K kept tokens and one bucket for all others: never more than
+the full one, as for every f-divergence, zero only if those agree, and equal to the full one when K = V. Sampled labels
+carry only what is linear in the teacher's probabilities, the forward KL; the others are refused.
+
+What the teacher rules out costs a student that doesn't an infinite reverse KL, and the reverse an infinite forward KL;
+gradients stay finite.
+
+Source: data processing, Csiszár 1967; for KL the log-sum inequality (Cover & Thomas 2006, theorem 2.7.1).
 """
 
-from typing import Any
+import math
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from potstill.core.errors import RecipeError
-from potstill.labels.kinds import DenseLabels, SampledLabels, SoftLabels
+from potstill.distill.outcomes import log_masses, logprobs_at
+from potstill.distill.settings import refusal
+from potstill.labels.kinds import SampledLabels, SoftLabels
 
-__all__ = ["cross_entropy", "forward_kl"]
+__all__ = [
+    "cross_entropy",
+    "forward_kl",
+    "jensen_shannon",
+    "reverse_kl",
+    "skew_kl",
+    "skew_reverse_kl",
+    "total_variation",
+]
 
-_NEVER = -torch.inf
+_RULED_OUT = -65504.0
+"""What the gradient takes for the teacher's log-probability of the impossible: the lowest that a label store keeps."""
 
 
 def forward_kl(student_logits_PV: Tensor, labels: SoftLabels) -> Tensor:
-    """KL(teacher || student) at each position, the entropy term included.
+    """KL(p || q), the teacher's entropy included.
 
-    Dense labels give it over the whole vocabulary. Top-k labels give it over the K kept tokens and one bucket for all
-    the others: a true KL between distributions over K + 1 outcomes, zero only when those agree, never more than the
-    full one, and equal to it when K = V. Where the student gives no mass to what the teacher does, it is infinite.
+    From draws its gradient, softmax - weights, is unbiased: its mean over all draws is the full distribution's. So is
+    its value where ``labels.entropies_P`` is the entropy at that position; see there. A single one may be negative.
 
-    Shapes: student_logits_PV any float dtype; label ids distinct within a position.
-    Returns: float32 nats_P.
-    Raises: RecipeError: the labels are draws, which hold no log-probabilities.
-    Cost: one P x V float32 buffer for top-k labels, three for dense ones.
-    Source: the bound is the log-sum inequality (Cover & Thomas 2006, theorem 2.7.1).
+    Shapes: student_logits_PV any float dtype; ids of a top-k label distinct within a position.
+    Returns: nats_P, float32 or wider.
+    Cost: one P x V float32 buffer for top-k and sampled labels, about four for dense ones.
     """
     if isinstance(labels, SampledLabels):
-        raise RecipeError(
-            "forward_kl can't be computed from sampled labels: draws don't tell the teacher's entropy",
-            next_step="use labels: {kind: top_k} or {kind: dense}",
-        )
-    nats_P: Tensor
-    if isinstance(labels, DenseLabels):
-        nats_P = _DenseForwardKl.apply(student_logits_PV, labels.logprobs_PV)  # type: ignore[no-untyped-call]
-    else:
-        nats_P = _TopKForwardKl.apply(  # type: ignore[no-untyped-call]
-            student_logits_PV, labels.ids_PK, labels.logprobs_PK, labels.tail_mass_P
-        )
-    return nats_P
+        logprobs_PK = logprobs_at(student_logits_PV, labels.ids_PK)
+        drawn_PK = torch.where(labels.weights_PK == 0, 0.0, logprobs_PK)
+        return -(labels.weights_PK * drawn_PK).sum(-1) - labels.entropies_P
+    return _kl_to_mixture(*_log_masses("forward_kl", student_logits_PV, labels), own_share=0.0)
+
+
+def reverse_kl(student_logits_PV: Tensor, labels: SoftLabels) -> Tensor:
+    """KL(q || p): what the student makes up costs most.
+
+    Returns: nats_P, float32 or wider. Raises: RecipeError: the labels are draws.
+    """
+    log_teacher_PO, log_student_PO = _log_masses("reverse_kl", student_logits_PV, labels)
+    ruled_out_P = ((log_teacher_PO == -torch.inf) & (log_student_PO.detach().exp() > 0)).any(-1)
+    nats_P = _kl_to_mixture(log_student_PO, log_teacher_PO.clamp_min(_RULED_OUT), own_share=0.0)
+    return nats_P + torch.where(ruled_out_P, torch.inf, 0.0)
+
+
+def jensen_shannon(student_logits_PV: Tensor, labels: SoftLabels, *, beta: float) -> Tensor:
+    """The generalised Jensen-Shannon divergence: beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q.
+
+    At most the entropy of (beta, 1 - beta): ln 2 for beta = 0.5. It vanishes as beta tends to 0 or 1; divided by beta
+    or by 1 - beta it tends to forward or reverse KL there.
+
+    Returns: nats_P, float32 or wider. Raises: RecipeError: the labels are draws.
+    Source: Agarwal et al. 2024 (GKD), eq. 1, whose convention for beta this is.
+    """
+    log_teacher_PO, log_student_PO = _log_masses("jensen_shannon", student_logits_PV, labels)
+    to_teacher_P = _kl_to_mixture(log_teacher_PO, log_student_PO, own_share=beta)
+    return beta * to_teacher_P + (1 - beta) * _kl_to_mixture(log_student_PO, log_teacher_PO, own_share=1 - beta)
+
+
+def skew_kl(student_logits_PV: Tensor, labels: SoftLabels, *, alpha: float) -> Tensor:
+    """KL(p || alpha p + (1 - alpha) q); at most -ln alpha.
+
+    Returns: nats_P, float32 or wider. Raises: RecipeError: the labels are draws.
+    Source: Ko et al. 2024 (DistiLLM), eq. 5.
+    """
+    return _kl_to_mixture(*_log_masses("skew_kl", student_logits_PV, labels), own_share=alpha)
+
+
+def skew_reverse_kl(student_logits_PV: Tensor, labels: SoftLabels, *, alpha: float) -> Tensor:
+    """KL(q || (1 - alpha) p + alpha q); at most -ln alpha.
+
+    Returns: nats_P, float32 or wider. Raises: RecipeError: the labels are draws.
+    Source: Ko et al. 2024 (DistiLLM), section 3.1.
+    """
+    log_teacher_PO, log_student_PO = _log_masses("skew_reverse_kl", student_logits_PV, labels)
+    return _kl_to_mixture(log_student_PO, log_teacher_PO, own_share=alpha)
+
+
+def total_variation(student_logits_PV: Tensor, labels: SoftLabels) -> Tensor:
+    """Half the sum of |p - q|: the largest difference in the probability of any event, a share in [0, 1], no nats.
+
+    Its gradient at an outcome where both agree is taken as 0.
+
+    Returns: shares_P, float32 or wider. Raises: RecipeError: the labels are draws.
+    """
+    log_teacher_PO, log_student_PO = _log_masses("total_variation", student_logits_PV, labels)
+    return 0.5 * (log_student_PO.exp() - log_teacher_PO.exp()).abs().sum(-1)
 
 
 def cross_entropy(student_logits_PV: Tensor, targets_P: Tensor) -> Tensor:
-    """Minus the log-probability that the student gives to the target token at each position.
+    """Minus the log-probability that the student gives to the target token: the forward KL of a single, certain draw.
+
+    The very arithmetic of a forward KL from draws, so that a step on labels and a plain step cost the same.
 
     Shapes: student_logits_PV any float dtype; targets_P int64.
-    Returns: float32 nats_P.
+    Returns: nats_P, float32 or wider.
+    Cost: one P x V float32 buffer.
     """
-    return torch.nn.functional.cross_entropy(student_logits_PV.float(), targets_P, reduction="none")
+    return -logprobs_at(student_logits_PV, targets_P.unsqueeze(-1)).squeeze(-1)
 
 
-class _TopKForwardKl(torch.autograd.Function):
-    """Kept tokens and a tail bucket.
+def _kl_to_mixture(log_a_PO: Tensor, log_b_PO: Tensor, *, own_share: float) -> Tensor:
+    """KL(a || s a + (1 - s) b) with s = ``own_share`` < 1, where 0 log 0 = 0.
 
-    With q the student's softmax, p the kept teacher probabilities, t the tail mass and s = sum(p) + t, the gradient
-    is s q_j - p_j at a kept token, and q_j (s - t / q_tail) outside. Outside, the student's exponentials are summed
-    on their own, never as 1 - (kept mass), so a tiny tail keeps its digits.
+    The ratio of mixture to a is s + (1 - s) b / a: made from the difference of the logarithms, it keeps its digits
+    where a and b are close, and its logarithm is finite where b = 0.
     """
+    a_PO = log_a_PO.exp()
+    log_ratio_PO = torch.where(a_PO == 0, 0.0, log_b_PO - log_a_PO)
+    if own_share > 0:
+        own = log_ratio_PO.new_tensor(math.log(own_share))
+        log_ratio_PO = torch.logaddexp(log_ratio_PO + math.log1p(-own_share), own)
+    return -(a_PO * log_ratio_PO).sum(-1)
 
-    @staticmethod
-    def forward(ctx: Any, logits_PV: Tensor, ids_PK: Tensor, logprobs_PK: Tensor, tail_P: Tensor) -> Tensor:  # noqa: ANN401 - torch's context
-        work_PV = logits_PV.to(torch.float32, copy=True)
-        kept_PK = work_PV.gather(-1, ids_PK)
-        work_PV.scatter_(-1, ids_PK, _NEVER)
-        shift_P = work_PV.amax(-1).nan_to_num(neginf=0.0, nan=torch.nan)
-        work_PV.sub_(shift_P.unsqueeze(-1)).exp_()
-        outside_P = work_PV.sum(-1)
-        log_outside_P = outside_P.log() + shift_P
-        log_total_P = torch.logaddexp(log_outside_P, kept_PK.logsumexp(-1))
 
-        student_PK = kept_PK - log_total_P.unsqueeze(-1)
-        student_tail_P = log_outside_P - log_total_P
-        teacher_PK = logprobs_PK.exp()
-        nats_P = _relative(teacher_PK, logprobs_PK, student_PK).sum(-1) + _relative(
-            tail_P, tail_P.log(), student_tail_P
+def _log_masses(loss: str, student_logits_PV: Tensor, labels: SoftLabels) -> tuple[Tensor, Tensor]:
+    if isinstance(labels, SampledLabels):
+        raise RecipeError(
+            f"{loss} can't be computed from sampled labels: {refusal(loss, 'sampled')}",
+            next_step="use labels: {kind: top_k} or {kind: dense}, or the loss {kind: forward_kl}",
         )
-
-        if ctx.needs_input_grad[0]:
-            mass_P = teacher_PK.sum(-1) + tail_P
-            excess_P = mass_P * student_tail_P.exp() - tail_P
-            work_PV.mul_(torch.where(outside_P > 0, excess_P / outside_P, 0.0).unsqueeze(-1))
-            work_PV.scatter_(-1, ids_PK, mass_P.unsqueeze(-1) * student_PK.exp() - teacher_PK)
-            ctx.save_for_backward(work_PV)
-            ctx.logits_dtype = logits_PV.dtype
-        return nats_P
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads_P: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's context
-        (grad_PV,) = ctx.saved_tensors
-        return (grads_P[0].unsqueeze(-1) * grad_PV).to(ctx.logits_dtype), None, None, None
-
-
-class _DenseForwardKl(torch.autograd.Function):
-    """The whole vocabulary: the gradient is s q_j - p_j with s = sum(p)."""
-
-    @staticmethod
-    def forward(ctx: Any, logits_PV: Tensor, logprobs_PV: Tensor) -> Tensor:  # noqa: ANN401 - torch's context
-        student_PV = logits_PV.log_softmax(-1, dtype=torch.float32)
-        teacher_PV = logprobs_PV.exp()
-        nats_P = _relative(teacher_PV, logprobs_PV, student_PV).sum(-1)
-        if ctx.needs_input_grad[0]:
-            student_PV.exp_().mul_(teacher_PV.sum(-1, keepdim=True)).sub_(teacher_PV)
-            ctx.save_for_backward(student_PV)
-            ctx.logits_dtype = logits_PV.dtype
-        return nats_P
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads_P: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's context
-        (grad_PV,) = ctx.saved_tensors
-        return (grads_P[0].unsqueeze(-1) * grad_PV).to(ctx.logits_dtype), None
-
-
-def _relative(mass: Tensor, log_mass: Tensor, student_log_mass: Tensor) -> Tensor:
-    """The term mass * (log_mass - student_log_mass), and 0 where the mass is 0."""
-    return torch.where(mass > 0, mass * (log_mass - student_log_mass), 0.0)
+    return log_masses(student_logits_PV, labels)

@@ -6,27 +6,50 @@ Everything here is a *sum* over positions. The caller divides by the number of s
 neither the split into micro-batches nor the number of processes changes what is computed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from potstill.core.errors import BugError
-from potstill.distill.divergences import cross_entropy, forward_kl
-from potstill.distill.settings import CrossEntropy, ForwardKl
+from potstill.distill.divergences import (
+    cross_entropy,
+    forward_kl,
+    jensen_shannon,
+    reverse_kl,
+    skew_kl,
+    skew_reverse_kl,
+    total_variation,
+)
+from potstill.distill.settings import (
+    CrossEntropy,
+    Divergence,
+    ForwardKl,
+    JensenShannon,
+    Loss,
+    ReverseKl,
+    SkewKl,
+    SkewReverseKl,
+    TotalVariation,
+    temperature_of,
+)
 from potstill.labels.kinds import DenseLabels, SoftLabels
 
-__all__ = ["TOTAL", "Objective", "objective_from_hidden"]
+__all__ = ["TOTAL", "Objective", "divergence", "objective_from_hidden", "positions_at_once"]
 
 TOTAL = "total"
 """The key of the weighted sum of all losses: what ``backward`` is called on."""
+
+_LOGITS_AT_ONCE = 1 << 24
+_POSITIONS_PER_STEP = 64
 
 
 class Objective:
     """The losses of a recipe as one function of the student's logits; check them with ``check_losses`` before."""
 
-    def __init__(self, losses: Sequence[ForwardKl | CrossEntropy]) -> None:
+    def __init__(self, losses: Sequence[Loss]) -> None:
         self._losses = tuple(losses)
 
     @property
@@ -34,11 +57,16 @@ class Objective:
         """The kinds of the losses, in the recipe's order: the keys of the result besides ``TOTAL``."""
         return tuple(loss.kind for loss in self._losses)
 
+    @property
+    def divergences(self) -> tuple[Divergence, ...]:
+        """Those of the losses that compare the student with the teacher's soft labels."""
+        return tuple(loss for loss in self._losses if isinstance(loss, Divergence))
+
     def __call__(self, logits_PV: Tensor, labels: SoftLabels | None, targets_P: Tensor) -> dict[str, Tensor]:
         """Each loss, unweighted, and their weighted sum under ``TOTAL``, summed over the P positions.
 
-        A forward KL at temperature τ enters the total times τ², which keeps its gradient on the scale of the others
-        (Hinton et al. 2015, section 2.1); its own entry is the plain KL of the softened distributions.
+        A divergence at temperature τ enters the total times τ², which keeps its gradient on the scale of the others
+        (Hinton et al. 2015, section 2.1); its own entry is the plain divergence of the softened distributions.
 
         Returns: float32 scalars in nats; 0.0, with a gradient path, if P is 0.
         Raises: BugError: a loss needs labels and there are none.
@@ -51,11 +79,16 @@ class Objective:
             elif labels is None:
                 raise BugError(f"{loss.kind} needs soft labels, and none were given", where="Objective")
             else:
-                nats_P = _softened_forward_kl(logits_PV, labels, loss.temperature)
-                scale = loss.weight * loss.temperature**2
+                nats_P = _softened_divergence(loss, logits_PV, labels)
+                scale = loss.weight * temperature_of(loss) ** 2
             sums[loss.kind] = nats_P.sum()
             total = total + scale * sums[loss.kind]
         return {**sums, TOTAL: total}
+
+
+def positions_at_once(vocabulary: int) -> int:
+    """How many positions' float32 logits fill about 64 MB: a multiple of 64, so that kernels meet few shapes."""
+    return max(_LOGITS_AT_ONCE // vocabulary // _POSITIONS_PER_STEP, 1) * _POSITIONS_PER_STEP
 
 
 def objective_from_hidden(
@@ -65,31 +98,76 @@ def objective_from_hidden(
     labels: SoftLabels | None,
     targets_P: Tensor,
     *,
+    head_parameters: Iterable[Tensor],
     chunk: int,
 ) -> dict[str, Tensor]:
-    """The objective of ``head(hidden_PD)`` without ever holding more than ``chunk`` positions of logits.
+    """The objective of ``head(hidden_PD)`` without ever holding the logits of more than ``chunk`` positions.
 
-    Returns: what the objective returns on all positions at once, up to the rounding of a sum.
-    Cost: the head runs twice per position where gradients are wanted: its logits are made again on the way back.
+    The objective is a sum over positions, so each chunk's part of the gradient is known once its logits are, and is
+    taken then and there; the head never runs twice. ``head_parameters`` are all that ``head`` learns by.
+
+    Returns: what the objective returns on all positions at once, up to the rounding of a sum; only the value under
+    ``TOTAL`` has a gradient, which can be asked for once.
+    Cost: of the head's parameters a gradient and, while a chunk is worked on, that chunk's part of it.
+    Source: Hsu et al. 2024 (Liger Kernel), section 3.2, fused linear cross-entropy.
     """
-
-    def of_chunk(chunk_PD: Tensor, start: int) -> dict[str, Tensor]:
-        positions = slice(start, start + chunk)
-        return objective(head(chunk_PD), None if labels is None else labels.at(positions), targets_P[positions])
-
-    if len(hidden_PD) <= chunk:
-        return of_chunk(hidden_PD, 0)
+    learning = [tensor for tensor in (hidden_PD, *head_parameters) if tensor.requires_grad and torch.is_grad_enabled()]
     sums: dict[str, Tensor] = {}
-    for start in range(0, len(hidden_PD), chunk):
-        part = checkpoint(of_chunk, hidden_PD[start : start + chunk], start, use_reentrant=False)
-        sums = {name: sums[name] + value if sums else value for name, value in part.items()}
+    gradients = [torch.zeros_like(tensor) for tensor in learning]
+    for start in range(0, max(len(hidden_PD), 1), chunk):
+        positions = slice(start, start + chunk)
+        chunk_PD = hidden_PD.detach()[positions].requires_grad_(hidden_PD.requires_grad)
+        part_of_labels = None if labels is None else labels.at(positions)
+        part = objective(head(chunk_PD), part_of_labels, targets_P[positions])
+        if learning:
+            leaves = [chunk_PD if tensor is hidden_PD else tensor for tensor in learning]
+            for tensor, gradient, found in zip(
+                learning, gradients, torch.autograd.grad(part[TOTAL], leaves), strict=True
+            ):
+                (gradient[positions] if tensor is hidden_PD else gradient).add_(found)
+        sums = {name: value.detach() + sums.get(name, 0.0) for name, value in part.items()}
+    if learning:
+        sums[TOTAL] = _WithGradients.apply(sums[TOTAL], *gradients, *learning)  # type: ignore[no-untyped-call]
     return sums
 
 
-def _softened_forward_kl(logits_PV: Tensor, labels: SoftLabels, temperature: float) -> Tensor:
+class _WithGradients(torch.autograd.Function):
+    """A value whose gradients are known: ``value, *gradients, *inputs`` → value."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *gradients_then_inputs: Tensor) -> Tensor:  # noqa: ANN401 - torch's context
+        ctx.save_for_backward(*gradients_then_inputs[: len(gradients_then_inputs) // 2])
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's context
+        gradients = [gradient.mul_(grads[0]) for gradient in ctx.saved_tensors]
+        return (None, *(None for _ in gradients), *gradients)
+
+
+def divergence(loss: Divergence, logits_PV: Tensor, labels: SoftLabels) -> Tensor:
+    """The divergence that a recipe names, at each position and at temperature 1: [P]."""
+    match loss:
+        case ForwardKl():
+            return forward_kl(logits_PV, labels)
+        case ReverseKl():
+            return reverse_kl(logits_PV, labels)
+        case JensenShannon(beta=beta):
+            return jensen_shannon(logits_PV, labels, beta=beta)
+        case SkewKl(alpha=alpha):
+            return skew_kl(logits_PV, labels, alpha=alpha)
+        case SkewReverseKl(alpha=alpha):
+            return skew_reverse_kl(logits_PV, labels, alpha=alpha)
+        case TotalVariation():
+            return total_variation(logits_PV, labels)
+
+
+def _softened_divergence(loss: Divergence, logits_PV: Tensor, labels: SoftLabels) -> Tensor:
+    temperature = temperature_of(loss)
     if temperature == 1.0:
-        return forward_kl(logits_PV, labels)
+        return divergence(loss, logits_PV, labels)
     if not isinstance(labels, DenseLabels):
         raise BugError("only dense labels can be softened again; check_losses refuses others", where="Objective")
     softened = DenseLabels((labels.logprobs_PV / temperature).log_softmax(-1))
-    return forward_kl(logits_PV.float() / temperature, softened)
+    return divergence(loss, logits_PV.float() / temperature, softened)

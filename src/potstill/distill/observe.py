@@ -1,8 +1,8 @@
 """What does an epoch's line of figures mean? One sentence in words, a pure function of the figures.
 
 A row of the history holds ``epoch``, ``train_loss_nats``, ``validation_loss_nats``, and where they are measured
-``validation_accuracy``, ``validation_agreement`` and ``loss``, the name of the divergence. Only rows up to the epoch
-asked for are looked at, so the sentence written during training is the one a report derives later.
+``validation_accuracy``, ``validation_agreement``, and ``loss`` and ``validation_loss``, what the losses are. Only rows
+up to the epoch asked for are looked at, so the sentence written during training is the one a report derives later.
 """
 
 import math
@@ -22,7 +22,16 @@ GAP_CLOSE = 0.05
 GAP_WIDE = 0.25
 """... and far apart when by more than this one."""
 
-_QUANTITY = {"forward_kl": "KL to the teacher", "cross_entropy": "cross-entropy"}
+_QUANTITY = {
+    "forward_kl": "KL to the teacher",
+    "reverse_kl": "reverse KL to the teacher",
+    "jensen_shannon": "Jensen-Shannon divergence to the teacher",
+    "skew_kl": "skew KL to the teacher",
+    "skew_reverse_kl": "skew reverse KL to the teacher",
+    "total_variation": "total variation to the teacher",
+    "cross_entropy": "cross-entropy",
+}
+"""Kind of loss → words. A row names under ``validation_loss`` what its validation loss is, else under ``loss``."""
 
 
 def observe(history: Sequence[Mapping[str, Any]], epoch: int) -> str:
@@ -68,13 +77,14 @@ def _worse(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _figures(before: Mapping[str, Any] | None, row: Mapping[str, Any]) -> str:
-    quantity = _QUANTITY.get(str(row.get("loss")), "loss")
+    kind = str(row.get("validation_loss", row.get("loss")))
+    quantity, unit = _QUANTITY.get(kind, "loss"), "" if kind == "total_variation" else " nats"
     loss = row["validation_loss_nats"]
     if before is None:
-        parts = [f"{quantity} {loss:.2f} nats"]
+        parts = [f"{quantity} {loss:.2f}{unit}"]
     else:
         start = before["validation_loss_nats"]
-        parts = [f"{quantity} {start:.2f} → {loss:.2f} nats ({_percent(_relative_change(start, loss))})"]
+        parts = [f"{quantity} {start:.2f} → {loss:.2f}{unit} ({_percent(_relative_change(start, loss))})"]
     share = "validation_agreement" if row.get("validation_agreement") is not None else "validation_accuracy"
     if row.get(share) is not None:
         name = "agreement" if share == "validation_agreement" else "accuracy"

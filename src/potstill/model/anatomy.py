@@ -191,9 +191,12 @@ def logits_of(model: PreTrainedModel, hidden_PD: Tensor) -> Tensor:
     multiple of 64 positions, filled up with zeros: CPU kernels are compiled per shape, and with another number of
     positions in every batch a training step in bfloat16 took seven times as long.
     """
-    num_positions = len(hidden_PD)
-    filled_PD = nn.functional.pad(hidden_PD, (0, 0, 0, -num_positions % _POSITIONS_PER_STEP))
-    logits_PV: Tensor = output_head(model)(filled_PD)[:num_positions]
+    num_missing = -len(hidden_PD) % _POSITIONS_PER_STEP
+    if num_missing:  # to cut off nothing costs a copy of the gradient
+        hidden_PD = nn.functional.pad(hidden_PD, (0, 0, 0, num_missing))
+    logits_PV: Tensor = output_head(model)(hidden_PD)
+    if num_missing:
+        logits_PV = logits_PV[:-num_missing]
     config = model.config
     if config.model_type == "granite":
         return logits_PV / float(config.logits_scaling)

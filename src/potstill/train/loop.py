@@ -24,14 +24,14 @@ from potstill.core.durable import write_json
 from potstill.core.errors import QualityGateError
 from potstill.core.trace import Trace
 from potstill.data.sequences import PackedSequences, epoch_order
-from potstill.distill.objective import TOTAL, Objective
+from potstill.distill.objective import TOTAL, Objective, objective_from_hidden, positions_at_once
 from potstill.distill.observe import observe
 from potstill.labels.store import LabelStore
-from potstill.model.anatomy import hidden_states, logits_of
+from potstill.model.anatomy import hidden_states, logits_of, output_head
 from potstill.train.checkpoint import Checkpoint
 from potstill.train.schedule import learning_rate_at
 from potstill.train.settings import Precision, TrainingSettings, default_learning_rate
-from potstill.train.validation import validate
+from potstill.train.validation import measured_as, validate, validated_quantity
 
 __all__ = ["Training", "TrainingText", "fit"]
 
@@ -196,9 +196,20 @@ class _Fit:
         labels = self.training.text.labels.read(rows_B).to(device) if self.training.text.labels is not None else None
         with _autocast(device.type, self.training.precision):
             hidden_PD = hidden_states(self.model, tokens_BT)[scored_BT]
-            logits_PV = logits_of(self.model, hidden_PD)
-        targets_P = tokens_BT.roll(-1, dims=1)[scored_BT]
-        return self.training.objective(logits_PV, labels, targets_P)[TOTAL]
+        sums = objective_from_hidden(
+            self.training.objective,
+            hidden_PD,
+            self._logits,
+            labels,
+            tokens_BT.roll(-1, dims=1)[scored_BT],
+            head_parameters=output_head(self.model).parameters(),
+            chunk=positions_at_once(self.model.config.vocab_size),
+        )
+        return sums[TOTAL]
+
+    def _logits(self, hidden_PD: Tensor) -> Tensor:
+        with _autocast(hidden_PD.device.type, self.training.precision):
+            return logits_of(self.model, hidden_PD)
 
     def _end_epoch(self, checkpoint: Checkpoint) -> None:
         progress = self.progress
@@ -207,16 +218,16 @@ class _Fit:
             self.model,
             self.training.validation.sequences,
             self.training.validation.labels,
+            divergences=self.training.objective.divergences,
             precision=self.training.precision,
         )
-        validated_by = (
-            "validation_kl_nats" if "forward_kl" in self.training.objective.names else "validation_cross_entropy_nats"
-        )
+        validated_by = validated_quantity(self.training.objective)
         entry: dict[str, Any] = {
             "epoch": epoch,
             "loss": " + ".join(self.training.objective.names),
             "train_loss_nats": progress.epoch_loss_nats / max(progress.epoch_positions, 1),
-            "validation_loss_nats": measured[validated_by],
+            "validation_loss": validated_by,
+            "validation_loss_nats": measured[measured_as(validated_by)],
             **measured,
             "tokens_per_s": self.num_tokens / self.training.settings.epochs / max(progress.epoch_seconds, 1e-9),
             "seconds": progress.epoch_seconds,
@@ -233,7 +244,8 @@ class _Fit:
         for name, value in entry.items():
             if isinstance(value, float):
                 unit = "nats" if name.endswith("nats") else "tokens/s" if name == "tokens_per_s" else "1"
-                self.trace.metric(name, value, unit, model=self.training.who, epoch=entry["epoch"])
+                tags = {"quantity": entry["validation_loss"]} if name == "validation_loss_nats" else {}
+                self.trace.metric(name, value, unit, model=self.training.who, epoch=entry["epoch"], **tags)
         self.trace.note("observation", entry["observation"], model=self.training.who, epoch=entry["epoch"])
 
     def _out_of_patience(self) -> bool:
