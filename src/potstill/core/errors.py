@@ -9,6 +9,7 @@ PotstillError            exit code
 ├── RemoteError           5   a hub or a remote teacher
 ├── QualityGateError      6   a quality gate failed
 ├── RunDirectoryError     7   the run directory is busy, or holds another recipe
+├── PeerError             …   another process of the run ended before; its exit code
 └── Interrupted         130   SIGINT (143: SIGTERM); the work so far is in a checkpoint
 ```
 """
@@ -19,6 +20,7 @@ __all__ = [
     "BugError",
     "InputError",
     "Interrupted",
+    "PeerError",
     "PotstillError",
     "QualityGateError",
     "RecipeError",
@@ -86,6 +88,14 @@ class RunDirectoryError(PotstillError):
     """The run directory is in use by another process, or was made by another recipe."""
 
     exit_code = 7
+
+
+class PeerError(PotstillError):
+    """Another process of the same run ended, so this one can't go on; it ends with the same exit code."""
+
+    def __init__(self, what: str, peer_exit_code: int, *, next_step: str | None = None) -> None:
+        super().__init__(what, next_step=next_step)
+        self.peer_exit_code = peer_exit_code
 
 
 class Interrupted(PotstillError):  # noqa: N818 - a stop that was asked for is no error
