@@ -38,7 +38,7 @@ class Stage:
     scratch: tuple[str, ...] = ()
 
 
-_CHECKPOINTS = ("checkpoint.json", "state-*.safetensors", "best.safetensors")
+_CHECKPOINTS = ("checkpoint.json", "state-*.safetensors", "best*.safetensors", "best.json")
 
 
 def stages_of(recipe: Recipe) -> list[Stage]:
@@ -107,7 +107,7 @@ def _teacher(recipe: Recipe) -> Stage | None:
         return Stage("02-teacher", "load", _json(teacher), {}, load)
     settings = {
         "teacher": teacher.model_dump(mode="json", exclude={"sentences"}),  # the data stage's artefact has them
-        "machine": _json(recipe.machine),
+        "machine": _machine(recipe),
     }
     return Stage("02-teacher", "train", settings, {"data": "01-data"}, train, scratch=(*_CHECKPOINTS, "shallow/*"))
 
@@ -127,7 +127,7 @@ def _labels(recipe: Recipe) -> Stage | None:
         capture = CaptureSettings(labels=labels, sentences=recipe.data.sentences, precision=precision, device=device)
         capture_labels(capture, inputs, out, trace)
 
-    settings = {"labels": _json(labels), "machine": _json(recipe.machine), "sentences": recipe.data.sentences}
+    settings = {"labels": _json(labels), "machine": _machine(recipe), "sentences": recipe.data.sentences}
     return Stage("03-labels", labels.kind, settings, {"data": "01-data", "teacher": "02-teacher"}, run)
 
 
@@ -139,7 +139,7 @@ def _student(recipe: Recipe) -> Stage:
 
     settings = {
         "student": _json(recipe.student),
-        "machine": _json(recipe.machine),
+        "machine": _machine(recipe),
         "sentences": recipe.data.sentences,
     }
     scratch = (*_CHECKPOINTS, *(f"twin/{name}" for name in _CHECKPOINTS))
@@ -161,7 +161,7 @@ def _prune(recipe: Recipe) -> Stage | None:
     settings = {
         "prune": _json(prune),
         "losses": [_json(loss) for loss in recipe.student.losses],
-        "machine": _json(recipe.machine),
+        "machine": _machine(recipe),
         "sentences": recipe.data.sentences,
     }
     inputs = {**_text_inputs(recipe), "student": "04-student"}
@@ -235,6 +235,11 @@ def _bases(recipe: Recipe) -> dict[str, str]:
 
 def _base_inputs(recipe: Recipe) -> dict[str, str]:
     return {"student": "04-student", "pruned": "05-prune"} if recipe.prune else {"student": "04-student"}
+
+
+def _machine(recipe: Recipe) -> dict[str, Any]:
+    """What a result depends on of the machine: not how many processes share the work, nor what each keeps of it."""
+    return {name: value for name, value in _json(recipe.machine).items() if name != "parallel"}
 
 
 def _json(settings: Any) -> dict[str, Any]:  # noqa: ANN401 - any settings class

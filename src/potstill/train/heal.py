@@ -65,6 +65,7 @@ def prune_and_heal(
             settings=healing,
             seed=machine.seed,
             precision=resolve_precision(machine.precision, device),
+            parallel=machine.parallel,
         )
         fit(training, out, trace)
     else:

@@ -97,6 +97,7 @@ def _train(
         settings=settings,
         seed=machine.seed,
         precision=precision,
+        parallel=machine.parallel,
     )
     fit(training, out, trace)
     save_model(model.cpu(), inputs["data"] / "tokenizer", out / "model")

@@ -48,6 +48,7 @@ def train_teacher(
         objective=Objective([CrossEntropy()]),
         seed=machine.seed,
         precision=resolve_precision(machine.precision, device),
+        parallel=machine.parallel,
     )
     trace.input(
         "text", shape=train.tokens_NT.shape, dtype=str(train.tokens_NT.dtype), example=train.tokens_NT[0, :12].tolist()
