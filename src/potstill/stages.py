@@ -27,6 +27,7 @@ class Stage:
 
     ``inputs`` maps a role to the name of the stage that makes it; ``settings`` is everything of the recipe that the
     result depends on; ``scratch`` names files that help a killed stage to go on and are no part of its result.
+    ``together``: all processes of a run under torchrun make it; the leading one makes the others by itself.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Stage:
     run: StageFunction
     code_version: int = 1
     scratch: tuple[str, ...] = ()
+    together: bool = False
 
 
 _CHECKPOINTS = ("checkpoint.json", "state-*.safetensors", "best*.safetensors", "best.json")
@@ -109,7 +111,8 @@ def _teacher(recipe: Recipe) -> Stage | None:
         "teacher": teacher.model_dump(mode="json", exclude={"sentences"}),  # the data stage's artefact has them
         "machine": _machine(recipe),
     }
-    return Stage("02-teacher", "train", settings, {"data": "01-data"}, train, scratch=(*_CHECKPOINTS, "shallow/*"))
+    scratch = (*_CHECKPOINTS, "shallow/*")
+    return Stage("02-teacher", "train", settings, {"data": "01-data"}, train, scratch=scratch, together=True)
 
 
 def _labels(recipe: Recipe) -> Stage | None:
@@ -143,9 +146,8 @@ def _student(recipe: Recipe) -> Stage:
         "sentences": recipe.data.sentences,
     }
     scratch = (*_CHECKPOINTS, *(f"twin/{name}" for name in _CHECKPOINTS))
-    return Stage(
-        "04-student", "distil" if recipe.labels else "train", settings, _text_inputs(recipe), run, scratch=scratch
-    )
+    kind = "distil" if recipe.labels else "train"
+    return Stage("04-student", kind, settings, _text_inputs(recipe), run, scratch=scratch, together=True)
 
 
 def _prune(recipe: Recipe) -> Stage | None:
@@ -165,7 +167,7 @@ def _prune(recipe: Recipe) -> Stage | None:
         "sentences": recipe.data.sentences,
     }
     inputs = {**_text_inputs(recipe), "student": "04-student"}
-    return Stage("05-prune", prune.kind, settings, inputs, run, scratch=_CHECKPOINTS)
+    return Stage("05-prune", prune.kind, settings, inputs, run, scratch=_CHECKPOINTS, together=True)
 
 
 def _quantize(recipe: Recipe) -> Stage | None:

@@ -88,7 +88,7 @@ def test_who_waits_for_a_process_that_ended_ends_with_its_code(worlds):
     assert worlds[1].end(error) is error
     for ended in together([worlds[0], worlds[2]], lambda world: world.gather() if world.leads else world.hear("x")):
         assert isinstance(ended, PeerError)
-        assert ended.peer_exit_code == 3
+        assert ended.process_exit_code == 3
         assert "process 1 of the 3" in str(ended)
 
 
@@ -97,7 +97,7 @@ def test_of_two_that_fail_the_first_is_named_by_the_second(worlds):
     worlds[2].end(InputError("is damaged"))
     ends_with = worlds[0].end(RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"))
     assert isinstance(ends_with, PeerError)
-    assert ends_with.peer_exit_code == 3
+    assert ends_with.process_exit_code == 3
     assert "process 2" in str(ends_with)
 
 

@@ -44,6 +44,11 @@ class PotstillError(Exception):
         self.next_step = next_step
         super().__init__(what, where, next_step)
 
+    @property
+    def process_exit_code(self) -> int:
+        """What a process that ends with this error exits with."""
+        return self.exit_code
+
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
         advice = f"\n  → {self.next_step}" if self.next_step else ""
@@ -95,7 +100,12 @@ class PeerError(PotstillError):
 
     def __init__(self, what: str, peer_exit_code: int, *, next_step: str | None = None) -> None:
         super().__init__(what, next_step=next_step)
-        self.peer_exit_code = peer_exit_code
+        self._peer_exit_code = peer_exit_code
+
+    @property
+    def process_exit_code(self) -> int:
+        """The other process's."""
+        return self._peer_exit_code
 
 
 class Interrupted(PotstillError):  # noqa: N818 - a stop that was asked for is no error
@@ -109,6 +119,6 @@ class Interrupted(PotstillError):  # noqa: N818 - a stop that was asked for is n
         self.signal_number = signal_number
 
     @property
-    def signal_exit_code(self) -> int:
+    def process_exit_code(self) -> int:
         """128 + the signal's number, as shells report it."""
         return 128 + self.signal_number

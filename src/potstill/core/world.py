@@ -15,9 +15,9 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from potstill.core import interrupt
-from potstill.core.errors import BugError, Interrupted, PeerError, PotstillError, ResourceError
+from potstill.core.errors import BugError, Interrupted, PeerError, PotstillError, RecipeError, ResourceError
 
-__all__ = ["SOLO", "World", "current", "joined"]
+__all__ = ["SOLO", "World", "current", "joined", "launched_as"]
 
 _PATIENCE = timedelta(hours=1)
 """How long a collective waits for the slowest process; what may take longer is waited for through the store."""
@@ -138,6 +138,21 @@ def current() -> World:
     return _joined[-1] if _joined else SOLO
 
 
+def launched_as() -> tuple[int, int]:
+    """This process's rank and the number of processes, as torchrun says them in the environment; else (0, 1).
+
+    Raises: RecipeError: the environment says one and not the other.
+    """
+    try:
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        return (int(os.environ["RANK"]), size) if size > 1 else (0, 1)
+    except (KeyError, ValueError) as error:
+        raise RecipeError(
+            "WORLD_SIZE in the environment promises several processes, but RANK doesn't say which one this is",
+            next_step="start with torchrun, or unset WORLD_SIZE",
+        ) from error
+
+
 @contextmanager
 def joined(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[World]:
     """Join the other processes that torchrun started, and leave them at the end; alone, do nothing.
@@ -146,11 +161,11 @@ def joined(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[World]:
 
     Raises: PeerError: instead of what a process ends with because another one ended before.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, size = launched_as()
     if size == 1:
         yield SOLO
         return
-    world = _join(int(os.environ["RANK"]), size, device)
+    world = _join(rank, size, device)
     _joined.append(world)
     try:
         yield world
@@ -191,11 +206,7 @@ def _join(rank: int, size: int, device: str) -> World:
 
 
 def _exit_code_of(error: BaseException) -> int:
-    if isinstance(error, Interrupted):
-        return error.signal_exit_code
-    if isinstance(error, PeerError):
-        return error.peer_exit_code
-    return error.exit_code if isinstance(error, PotstillError) else 1
+    return error.process_exit_code if isinstance(error, PotstillError) else 1
 
 
 def _is_loss_of_a_peer(error: BaseException) -> bool:
