@@ -122,6 +122,8 @@ class _Fit:
             self.trace.note(
                 "resume", f"{self.training.who}: goes on at step {self.progress.step:,} of {self.num_steps:,}"
             )
+        if self.world.size > 1 or self.training.parallel == "fsdp":
+            self.trace.note("parallel", f"{self.training.who}: {self.parallel.in_words}")
         self.trace.metric("peak_learning_rate", self.peak_rate, "1", model=self.training.who)
         saved_at = shown_at = time.perf_counter()
         while self.progress.step < self.num_steps and not self._out_of_patience():

@@ -46,6 +46,14 @@ class Parallel:
         elif world.size > 1:
             self._inside = nn.parallel.DistributedDataParallel(self._inside)
 
+    @property
+    def in_words(self) -> str:
+        """Who keeps what of the model."""
+        if self._world.size == 1:
+            return "one process, which keeps the whole model"
+        kept = "its share of the model (FSDP2)" if self.is_sharded else "the whole model (DDP)"
+        return f"{self._world.size} processes, each of which keeps {kept}"
+
     def accumulate_gradients(
         self,
         loss_sum: Callable[[NDArray[np.int64]], Tensor],
