@@ -110,15 +110,20 @@ def test_two_processes_make_the_run_of_one_and_speak_with_one_voice(folder, alon
 
 
 def test_stopped_then_killed_under_two_it_goes_on_alone(folder, alone):
-    """SIGTERM to torchrun, SIGKILL to one process, sharded training, and one process for what is left."""
+    """SIGTERM to torchrun, SIGKILL to one process, sharded training, and one process for what is left.
+
+    torchrun itself always exits with 1, so a shell around each process says what that exited with.
+    """
     sharded = ("recipe.yaml", "--out", "parts", "--set", "parallel=fsdp")
     run = folder / "parts"
-    process = start(folder, *_TORCHRUN, *_MODULE, *sharded)
+    telling = 'trap "kill -TERM \\$pid" TERM; "$0" "$@" & pid=$!; wait $pid; wait $pid; echo "ended with $?" >&2'
+    process = start(folder, *_TORCHRUN, "--no-python", "bash", "-c", telling, sys.executable, *_MODULE, *sharded)
     wait_for(run / "stages" / "02-teacher" / "checkpoint.json", process)
     process.terminate()
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert "stopped; the work so far is in a checkpoint" in errors
+    assert errors.count("stopped; the work so far is in a checkpoint") == 1
+    assert errors.count("ended with 143") == 2
     assert not (run / "stages" / "02-teacher" / "manifest.json").exists()
     assert list((run / "stages" / "02-teacher").glob("state-*-00002-of-00002.safetensors"))
 

@@ -131,7 +131,8 @@ def _labels(recipe: Recipe) -> Stage | None:
         capture_labels(capture, inputs, out, trace)
 
     settings = {"labels": _json(labels), "machine": _machine(recipe), "sentences": recipe.data.sentences}
-    return Stage("03-labels", labels.kind, settings, {"data": "01-data", "teacher": "02-teacher"}, run)
+    inputs = {"data": "01-data", "teacher": "02-teacher"}
+    return Stage("03-labels", labels.kind, settings, inputs, run, together=True)
 
 
 def _student(recipe: Recipe) -> Stage:

@@ -22,6 +22,7 @@ from potstill.core import interrupt
 from potstill.core.durable import write_json
 from potstill.core.errors import InputError, RecipeError
 from potstill.core.trace import Trace
+from potstill.core.world import current
 from potstill.data.facts import vocabulary_of
 from potstill.data.sequences import PackedSequences
 from potstill.labels.kinds import DenseLabels, SoftLabels, TopKLabels
@@ -79,7 +80,8 @@ def capture_labels(settings: CaptureSettings, inputs: Mapping[str, Path], out: P
     """The teacher's labels of the student's rows and of all validation rows.
 
     Reads: data, teacher. Writes: train/ and validation/ (label stores), labels.json (the facts of train/ and the path
-    of each split), example.json (what one label looks like). Shards of an earlier try that are whole are kept.
+    of each split), example.json (what one label looks like). Shards of an earlier try that are whole are kept; several
+    processes each write a share of the missing ones.
 
     Raises: InputError: the teacher doesn't fit the data's tokenizer or its length of text.
     """
@@ -106,13 +108,14 @@ def capture_labels(settings: CaptureSettings, inputs: Mapping[str, Path], out: P
             tokenizer_fingerprint=bound_to["tokenizer"],
         )
         _write_missing(writer, teacher, rows, trace, what=f"labels of {split}")
-        writer.finish()
         stores[split] = LabelStore.open(
             out / split,
             sequences=rows,
             teacher_fingerprint=bound_to["teacher"],
             tokenizer_fingerprint=bound_to["tokenizer"],
         )
+    if not current().leads:
+        return
     facts = stores["train"].facts
     write_json(out / "labels.json", {**facts, "splits": {split: store.facts for split, store in stores.items()}})
     trace.metric("label_bytes", facts["bytes"], "bytes")
@@ -128,11 +131,14 @@ def capture_labels(settings: CaptureSettings, inputs: Mapping[str, Path], out: P
 def _write_missing(
     writer: LabelWriter, teacher: _Teacher, sequences: PackedSequences, trace: Trace, *, what: str
 ) -> None:
+    world = current()
     missing = writer.missing()
     total = sum(len(rows) for rows in missing) * sequences.tokens_per_sequence
     kept = len(sequences) - sum(len(rows) for rows in missing)
     if kept and missing:
         trace.note("resume", f"{what}: {kept:,} of {len(sequences):,} sequences were labelled before")
+    world.gather(stoppable=True)  # all have looked before the first one writes
+    mine = missing[world.rank :: world.size]
     start = shown = time.perf_counter()
     done = 0
 
@@ -143,13 +149,17 @@ def _write_missing(
             interrupt.check()
             batch_B = np.arange(first, min(first + size, rows.stop))
             yield from _labels_of_rows(teacher, sequences, batch_B)
-            done += len(batch_B) * sequences.tokens_per_sequence
+            done += len(batch_B) * sequences.tokens_per_sequence * world.size  # the others are about as far
             if time.perf_counter() - shown > _SECONDS_BETWEEN_PROGRESS:
                 shown = time.perf_counter()
-                trace.progress(what, done, total, "tokens")
+                trace.progress(what, min(done, total), total, "tokens")
 
-    for rows in missing:
+    for rows in mine:
         writer.write(rows, labelled(rows))
+    world.gather(stoppable=True)
+    if world.leads:
+        writer.finish()
+    world.gather()
     if missing:
         trace.metric("tokens_per_s", total / max(time.perf_counter() - start, 1e-9), "tokens/s", what=what)
 
