@@ -120,7 +120,7 @@ def test_stopped_then_killed_under_two_it_goes_on_alone(folder, alone):
     process = start(folder, *_TORCHRUN, "--no-python", "bash", "-c", telling, sys.executable, *_MODULE, *sharded)
     wait_for(run / "stages" / "02-teacher" / "checkpoint.json", process)
     process.terminate()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode != 0
     assert errors.count("stopped; the work so far is in a checkpoint") == 1
     assert errors.count("ended with 143") == 2
@@ -130,7 +130,7 @@ def test_stopped_then_killed_under_two_it_goes_on_alone(folder, alone):
     process = start(folder, *_TORCHRUN, *_MODULE, *sharded)
     wait_for(run / _STUDENT / "checkpoint.json", process)
     os.kill(worker(process, 1), signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode != 0
     assert "another of the 2 processes of this run was killed" in errors
     assert not (run / _STUDENT / "manifest.json").exists()
@@ -153,7 +153,7 @@ def test_what_one_process_cannot_do_ends_all_with_its_words_and_its_code(folder)
     (folder / "machine-0" / "text.txt").symlink_to(folder / "text.txt")
     script = 'cd machine-$RANK && exec "$0" -m potstill run ../recipe.yaml --out here'
     process = start(folder, *_TORCHRUN, "--no-python", "bash", "-c", script, sys.executable)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode != 0
     assert "give an --out on a file system that all machines share" in errors
     assert "process 1 of the 2 of this run ended with exit code 3" in errors

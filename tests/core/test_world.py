@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from torch.distributed import HashStore
+from torch.distributed import HashStore, TCPStore
 
 from potstill.core import interrupt
 from potstill.core.errors import InputError, Interrupted, PeerError
@@ -107,6 +107,20 @@ def test_a_process_that_was_killed_says_nothing_and_is_missed(worlds):
     assert "was killed" in str(ends_with)
     with pytest.raises(PeerError, match="was killed"):
         worlds[1].hear("anything")
+
+
+def test_without_the_store_one_still_says_what_happened():
+    """Torchrun, which holds the store, was killed: an error of one's own comes first, else that one is alone."""
+    holder = TCPStore("127.0.0.1", 0, is_master=True)
+    world = World(1, 2, TCPStore("127.0.0.1", holder.port))
+    del holder
+    with pytest.raises(RuntimeError) as lost:
+        world.gather()
+    ends_with = world.end(lost.value)
+    assert isinstance(ends_with, PeerError)
+    assert "can't be reached" in str(ends_with)
+    own = InputError("is damaged")
+    assert world.end(own) is own
 
 
 def test_an_error_of_ones_own_stays_what_it_is(worlds):

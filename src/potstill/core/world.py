@@ -88,7 +88,10 @@ class World:
         """Say that this process ends with ``error``; returns what it ends with, ``PeerError`` if another was first."""
         lost = _is_loss_of_a_peer(error)
         mine = f"{_LOST if lost else self.rank} {_exit_code_of(error)}"
-        first: str = self._store.compare_set(_FAILURE, "", mine).decode()
+        try:
+            first: str = self._store.compare_set(_FAILURE, "", mine).decode()
+        except RuntimeError:  # the store's process is gone too
+            return self._peer_error(mine) if lost else error
         if isinstance(error, Interrupted | PeerError) or (first == mine and not lost):
             return error
         return self._peer_error(first)
@@ -210,6 +213,5 @@ def _exit_code_of(error: BaseException) -> int:
 
 
 def _is_loss_of_a_peer(error: BaseException) -> bool:
-    """Whether a collective failed: torch says so in the words of its backends, of which only nccl has its own type."""
-    text = f"{type(error).__name__} {error}".lower()
-    return isinstance(error, RuntimeError) and any(sign in text for sign in ("gloo", "nccl", "distbackend"))
+    """Whether a collective or the store failed: DistBackendError, DistNetworkError and so on, or gloo's own words."""
+    return isinstance(error, RuntimeError) and (type(error).__name__.startswith("Dist") or "gloo" in str(error).lower())

@@ -38,11 +38,11 @@ class Parallel:
     def __init__(self, model: PreTrainedModel, kind: ParallelKind, world: World) -> None:
         self._world = world
         self.is_sharded = world.size > 1 and kind == "fsdp"
-        self.model = copy.deepcopy(model) if self.is_sharded else model
+        device = model.device.type
+        self.model = copy.deepcopy(model.cpu()) if self.is_sharded else model  # the one given waits for the result
         self._inside: nn.Module = _Inside(self.model)
         if self.is_sharded:
-            model.cpu()  # it only waits for the result
-            _shard(self._inside, self.model)
+            _shard(self._inside, self.model, device)
         elif world.size > 1:
             self._inside = nn.parallel.DistributedDataParallel(self._inside)
 
@@ -111,12 +111,15 @@ class _Inside(nn.Module):
         return compute(rows_B)
 
 
-def _shard(inside: nn.Module, model: PreTrainedModel) -> None:
-    """Split the parameters of each block over all processes, and what is left (embeddings, norm, head) as one more."""
+def _shard(inside: nn.Module, model: PreTrainedModel, device: str) -> None:
+    """Split the parameters of each block over all processes, and what is left (embeddings, norm, head) as one more.
+
+    Each unit is moved to the device and split there before the next, so the whole model is never on one GPU.
+    """
     from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415 - only where processes are many
     from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
 
-    mesh = init_device_mesh(model.device.type, (torch.distributed.get_world_size(),))
+    mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
     for block in blocks(model):
         fully_shard(block, mesh=mesh)
     fully_shard(inside, mesh=mesh)
