@@ -41,6 +41,8 @@ MEANINGS = {
     "Recipe.device": "what to compute on; auto takes a GPU where there is one",
     "Recipe.precision": "of matrix products; auto is bfloat16 where the hardware multiplies it natively, else float32",
     "Recipe.threads": "how many threads PyTorch may use; null leaves it to PyTorch",
+    "Recipe.parallel": "what each of several processes keeps of a model in training: ddp all of it, fsdp its share; "
+    "see [scale](scale.md)",
     "Recipe.data": "where text comes from and how it becomes rows of tokens",
     "Recipe.teacher": "who is learnt from; null trains the student on the true tokens alone",
     "Recipe.labels": "which soft labels are kept; null without a teacher",

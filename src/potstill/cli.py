@@ -17,6 +17,7 @@ import typer
 
 from potstill import __version__
 from potstill.core.errors import Interrupted, PotstillError, QualityGateError, RecipeError
+from potstill.core.world import launched_as
 from potstill.variants import locate_run, variant_path
 
 if TYPE_CHECKING:
@@ -80,13 +81,17 @@ def run(
     as_json: AsJson = False,
     strict: Annotated[bool, typer.Option("--strict", help="A warning or a fallback ends with exit code 6.")] = False,
 ) -> None:
-    """Run the whole pipeline; again: go on, and do nothing twice."""
+    """Run the whole pipeline; again: go on, and do nothing twice. Under torchrun: by all its processes together."""
     from potstill import pipeline  # noqa: PLC0415 - see the module's docstring
     from potstill.recipe import load_recipe  # noqa: PLC0415
     from potstill.terminal import listening  # noqa: PLC0415
 
     resolved = load_recipe(recipe, overrides or ())
     directory = out or Path("runs") / resolved.name
+    rank, _ = launched_as()
+    if rank > 0:
+        pipeline.run(resolved, directory)
+        return
     with listening(sys.stderr) as listener:
         summary = pipeline.run(resolved, directory, listeners=[listener])
     _show(summary, as_json=as_json, printer=_summary_printer(stages=False))
@@ -188,17 +193,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         text, code = _sentence_and_exit_code(error)
-        _tell_error(text)
+        if not (isinstance(error, Interrupted) and launched_as()[0] > 0):  # the leading process says it for all
+            _tell_error(text)
         return code
     return 0
 
 
 def _sentence_and_exit_code(error: BaseException) -> tuple[str, int]:
     """What to tell people of ``error``, and the exit code that tells scripts."""
-    if isinstance(error, Interrupted):
-        return str(error), error.signal_exit_code
     if isinstance(error, PotstillError):
-        return str(error), error.exit_code
+        return str(error), error.process_exit_code
     if isinstance(error, KeyboardInterrupt):
         return "stopped", INTERRUPTED
     if isinstance(error, MemoryError) or _says_out_of_memory(error):

@@ -2,6 +2,9 @@
 
 A stage's directory is an artefact once its manifest stands in it with the fingerprint that the recipe asks for.
 A directory without one is a stage that was killed: it goes on there if it was the same stage, else it starts afresh.
+
+Under torchrun one process leads: it holds the run directory, makes the stages that one process makes, and tells. The
+others follow it into the stages that all make together, and wait in between.
 """
 
 import fcntl
@@ -20,6 +23,7 @@ from potstill.core.durable import read_json, write_json, write_text
 from potstill.core.errors import InputError, ResourceError, RunDirectoryError
 from potstill.core.memory import peak_memory_bytes, reset_peak_memory
 from potstill.core.trace import Event, Trace, read_trace
+from potstill.core.world import World, current, joined
 from potstill.model.shapes import shape_for_budget
 from potstill.plan import disk_bytes_to_write
 from potstill.recipe import Recipe, dump_recipe
@@ -30,18 +34,30 @@ from potstill.train.settings import LoadedTeacher
 __all__ = ["read_summary", "run"]
 
 _IN_PROGRESS = "in-progress.json"
+_MAKE, _CACHED, _END = "make", "cached", "end of the run"
 
 
 def run(recipe: Recipe, out: Path, *, listeners: Sequence[Callable[[Event], None]] = ()) -> dict[str, Any]:
     """Make everything that the recipe asks for in the run directory ``out``, and return the summary.
 
-    Run again, it does only what is missing or depends on what changed. Listeners hear every event of the trace.
+    Run again, it does only what is missing or depends on what changed. Listeners hear every event of the trace. Under
+    torchrun every process calls this; the listeners of the leading one hear.
 
     Raises: PotstillError: whatever a stage can't do; finished stages stay. Interrupted: SIGINT or SIGTERM came.
     """
+    with joined(recipe.device) as world:
+        if world.leads:
+            summary = _lead(recipe, out, listeners)
+            world.tell(_END, "done")
+            return summary
+        _follow(recipe, out, world)
+        return read_summary(out)
+
+
+def _lead(recipe: Recipe, out: Path, listeners: Sequence[Callable[[Event], None]]) -> dict[str, Any]:
     started = time.perf_counter()
     _make_directory(out)
-    with _locked(out), interrupt.watching():
+    with _locked(out), interrupt.watching(launched=current().size > 1):
         _claim(out, recipe)
         _use_threads(recipe.threads)
         _check_loaded_teacher(recipe)
@@ -58,6 +74,28 @@ def run(recipe: Recipe, out: Path, *, listeners: Sequence[Callable[[Event], None
         write_json(out / "summary.json", summary)
         _report(out, trace.for_stage("report"))
     return summary
+
+
+def _follow(recipe: Recipe, out: Path, world: World) -> None:
+    """Work with the others on what is made together, and wait for the end of the run."""
+    _use_threads(recipe.threads)
+    with interrupt.watching(launched=True):
+        for stage in stages_of(recipe):
+            if stage.together and world.hear(stage.name) == _MAKE:
+                directory = out / "stages" / stage.name
+                if not directory.is_dir():
+                    raise InputError(
+                        "isn't there, though the leading process has made it",
+                        where=str(directory),
+                        next_step="give an --out on a file system that all machines share",
+                    )
+                stage.run(_input_directories(stage, out), directory, Trace())
+                world.gather()
+        world.hear(_END)
+
+
+def _input_directories(stage: Stage, out: Path) -> dict[str, Path]:
+    return {role: out / "stages" / name for role, name in stage.inputs.items()}
 
 
 def read_summary(run_directory: Path) -> dict[str, Any]:
@@ -84,7 +122,9 @@ def _make(
     manifest = read_manifest(directory)
     told = trace.for_stage(stage.name)
     number, of = place
+    world = current()
     if manifest is not None and manifest.fingerprint == fingerprint:
+        world.tell(stage.name, _CACHED)
         verify_files(directory, manifest, contents=False)
         told.event("stage_start", stage.kind, {"number": number, "of": of, "cached": True})
         told.event("stage_end", stage.kind, _cost(manifest, cached=True))
@@ -93,9 +133,11 @@ def _make(
     told.event("stage_start", stage.kind, {"number": number, "of": of, "cached": False, "resumed": resumed})
     started, clock = datetime.now(UTC), time.perf_counter()
     reset_peak_memory()
-    inputs = {role: out / "stages" / name for role, name in stage.inputs.items()}
     try:
-        stage.run(inputs, directory, told)
+        world.tell(stage.name, _MAKE)
+        stage.run(_input_directories(stage, out), directory, told)
+        if stage.together:
+            world.gather()
     finally:
         spent_s += time.perf_counter() - clock
         write_json(directory / _IN_PROGRESS, {"fingerprint": fingerprint, "seconds": spent_s})

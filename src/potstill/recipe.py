@@ -17,7 +17,15 @@ from potstill.labels.settings import LabelKind, TopK
 from potstill.model.shapes import shape_for_budget
 from potstill.prune.settings import StructuredPruning
 from potstill.quantize.settings import Float16, Int8, Scheme
-from potstill.train.settings import LoadedTeacher, Machine, StudentSettings, TeacherChoice, TrainedTeacher, check_growth
+from potstill.train.settings import (
+    LoadedTeacher,
+    Machine,
+    ParallelKind,
+    StudentSettings,
+    TeacherChoice,
+    TrainedTeacher,
+    check_growth,
+)
 
 __all__ = ["Recipe", "dump_recipe", "load_recipe"]
 
@@ -34,6 +42,7 @@ class Recipe(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
+    parallel: ParallelKind = "ddp"
     data: DataSettings = DataSettings()
     teacher: TeacherChoice | None = TrainedTeacher()
     labels: LabelKind | None = TopK()
@@ -45,8 +54,8 @@ class Recipe(Settings):
 
     @property
     def machine(self) -> Machine:
-        """Seed, device and precision, for the stages that compute."""
-        return Machine(seed=self.seed, device=self.device, precision=self.precision)
+        """Seed, device, precision and what processes keep of a model, for the stages that compute."""
+        return Machine(seed=self.seed, device=self.device, precision=self.precision, parallel=self.parallel)
 
     @property
     def data_stage(self) -> DataStageSettings:

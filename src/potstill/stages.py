@@ -27,6 +27,7 @@ class Stage:
 
     ``inputs`` maps a role to the name of the stage that makes it; ``settings`` is everything of the recipe that the
     result depends on; ``scratch`` names files that help a killed stage to go on and are no part of its result.
+    ``together``: all processes of a run under torchrun make it; the leading one makes the others by itself.
     """
 
     name: str
@@ -36,9 +37,10 @@ class Stage:
     run: StageFunction
     code_version: int = 1
     scratch: tuple[str, ...] = ()
+    together: bool = False
 
 
-_CHECKPOINTS = ("checkpoint.json", "state-*.safetensors", "best.safetensors")
+_CHECKPOINTS = ("checkpoint.json", "state-*.safetensors", "best*.safetensors", "best.json")
 
 
 def stages_of(recipe: Recipe) -> list[Stage]:
@@ -107,9 +109,10 @@ def _teacher(recipe: Recipe) -> Stage | None:
         return Stage("02-teacher", "load", _json(teacher), {}, load)
     settings = {
         "teacher": teacher.model_dump(mode="json", exclude={"sentences"}),  # the data stage's artefact has them
-        "machine": _json(recipe.machine),
+        "machine": _machine(recipe),
     }
-    return Stage("02-teacher", "train", settings, {"data": "01-data"}, train, scratch=(*_CHECKPOINTS, "shallow/*"))
+    scratch = (*_CHECKPOINTS, "shallow/*")
+    return Stage("02-teacher", "train", settings, {"data": "01-data"}, train, scratch=scratch, together=True)
 
 
 def _labels(recipe: Recipe) -> Stage | None:
@@ -129,9 +132,9 @@ def _labels(recipe: Recipe) -> Stage | None:
         )
         capture_labels(capture, inputs, out, trace)
 
-    settings = {"labels": _json(labels), "machine": _json(recipe.machine), "sentences": recipe.data.sentences}
+    settings = {"labels": _json(labels), "machine": _machine(recipe), "sentences": recipe.data.sentences}
     inputs = {"data": "01-data", "teacher": "02-teacher"}
-    return Stage("03-labels", labels.kind, settings, inputs, run, code_version=2)
+    return Stage("03-labels", labels.kind, settings, inputs, run, code_version=2, together=True)
 
 
 def _student(recipe: Recipe) -> Stage:
@@ -142,13 +145,12 @@ def _student(recipe: Recipe) -> Stage:
 
     settings = {
         "student": _json(recipe.student),
-        "machine": _json(recipe.machine),
+        "machine": _machine(recipe),
         "sentences": recipe.data.sentences,
     }
     scratch = (*_CHECKPOINTS, *(f"twin/{name}" for name in _CHECKPOINTS))
-    return Stage(
-        "04-student", "distil" if recipe.labels else "train", settings, _text_inputs(recipe), run, scratch=scratch
-    )
+    kind = "distil" if recipe.labels else "train"
+    return Stage("04-student", kind, settings, _text_inputs(recipe), run, scratch=scratch, together=True)
 
 
 def _prune(recipe: Recipe) -> Stage | None:
@@ -164,11 +166,11 @@ def _prune(recipe: Recipe) -> Stage | None:
     settings = {
         "prune": _json(prune),
         "losses": [_json(loss) for loss in recipe.student.losses],
-        "machine": _json(recipe.machine),
+        "machine": _machine(recipe),
         "sentences": recipe.data.sentences,
     }
     inputs = {**_text_inputs(recipe), "student": "04-student"}
-    return Stage("05-prune", prune.kind, settings, inputs, run, scratch=_CHECKPOINTS)
+    return Stage("05-prune", prune.kind, settings, inputs, run, scratch=_CHECKPOINTS, together=True)
 
 
 def _quantize(recipe: Recipe) -> Stage | None:
@@ -238,6 +240,11 @@ def _bases(recipe: Recipe) -> dict[str, str]:
 
 def _base_inputs(recipe: Recipe) -> dict[str, str]:
     return {"student": "04-student", "pruned": "05-prune"} if recipe.prune else {"student": "04-student"}
+
+
+def _machine(recipe: Recipe) -> dict[str, Any]:
+    """What a result depends on of the machine: not how many processes share the work, nor what each keeps of it."""
+    return {name: value for name, value in _json(recipe.machine).items() if name != "parallel"}
 
 
 def _json(settings: Any) -> dict[str, Any]:  # noqa: ANN401 - any settings class

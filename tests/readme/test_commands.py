@@ -47,6 +47,8 @@ def test_a_documented_command_exists(words, tmp_path):
     if program in {"python", ".venv/bin/python"}:
         assert (ROOT / arguments[0]).is_file()
         return
+    if program == "torchrun":
+        program, *arguments = _under_torchrun(arguments)
     assert Path(program).name == "potstill"
     verb, *rest = arguments
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
@@ -101,3 +103,13 @@ def test_a_recipe_says_how_to_run_it_and_what_to_expect(path):
     for word in (f"potstill run recipes/{path.name}", "wall time", "expected"):
         assert word in header.lower(), f"the header has no {word!r}"
     assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
+
+
+def _under_torchrun(arguments):
+    """The command that torchrun starts, if its own options exist."""
+    module = arguments.index("-m")
+    command = [sys.executable, "-m", "torch.distributed.run", "--help"]
+    help_text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for option in (word for word in arguments[:module] if word.startswith("--")):
+        assert option in help_text, option
+    return arguments[module + 1 :]

@@ -9,6 +9,7 @@ PotstillError            exit code
 ├── RemoteError           5   a hub or a remote teacher
 ├── QualityGateError      6   a quality gate failed
 ├── RunDirectoryError     7   the run directory is busy, or holds another recipe
+├── PeerError             …   another process of the run ended before; its exit code
 └── Interrupted         130   SIGINT (143: SIGTERM); the work so far is in a checkpoint
 ```
 """
@@ -19,6 +20,7 @@ __all__ = [
     "BugError",
     "InputError",
     "Interrupted",
+    "PeerError",
     "PotstillError",
     "QualityGateError",
     "RecipeError",
@@ -41,6 +43,11 @@ class PotstillError(Exception):
         self.where = where
         self.next_step = next_step
         super().__init__(what, where, next_step)
+
+    @property
+    def process_exit_code(self) -> int:
+        """What a process that ends with this error exits with."""
+        return self.exit_code
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
@@ -88,6 +95,19 @@ class RunDirectoryError(PotstillError):
     exit_code = 7
 
 
+class PeerError(PotstillError):
+    """Another process of the same run ended, so this one can't go on; it ends with the same exit code."""
+
+    def __init__(self, what: str, peer_exit_code: int, *, next_step: str | None = None) -> None:
+        super().__init__(what, next_step=next_step)
+        self._peer_exit_code = peer_exit_code
+
+    @property
+    def process_exit_code(self) -> int:
+        """The other process's."""
+        return self._peer_exit_code
+
+
 class Interrupted(PotstillError):  # noqa: N818 - a stop that was asked for is no error
     """A signal asked for a stop; a checkpoint was written first."""
 
@@ -99,6 +119,6 @@ class Interrupted(PotstillError):  # noqa: N818 - a stop that was asked for is n
         self.signal_number = signal_number
 
     @property
-    def signal_exit_code(self) -> int:
+    def process_exit_code(self) -> int:
         """128 + the signal's number, as shells report it."""
         return 128 + self.signal_number

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from potstill.core import interrupt
 from potstill.core.durable import write_json
 from potstill.core.trace import Trace
+from potstill.core.world import current
 from potstill.data.facts import vocabulary_of
 from potstill.data.sequences import PackedSequences
 from potstill.labels.kinds import Draws, SoftLabels
@@ -40,7 +41,8 @@ def capture_labels(settings: CaptureSettings, inputs: Mapping[str, Path], out: P
     """The teacher's labels of the student's rows and of all validation rows.
 
     Reads: data, teacher. Writes: train/ and validation/ (label stores), labels.json (the facts of train/ and the path
-    of each split), example.json (what one label looks like). Shards of an earlier try that are whole are kept.
+    of each split), example.json (what one label looks like). Shards of an earlier try that are whole are kept; several
+    processes each write a share of the missing ones.
 
     Raises: InputError: the teacher doesn't fit the data's tokenizer or its length of text.
     """
@@ -69,14 +71,14 @@ def capture_labels(settings: CaptureSettings, inputs: Mapping[str, Path], out: P
             prior=prior,
         )
         _write_missing(writer, teacher, rows, trace, what=f"labels of {split}")
-        writer.finish()
         stores[split] = LabelStore.open(
             out / split,
             sequences=rows,
             teacher_fingerprint=bound_to["teacher"],
             tokenizer_fingerprint=bound_to["tokenizer"],
         )
-    _tell(stores, sequences, tokenizer, out, trace)
+    if current().leads:
+        _tell(stores, sequences, tokenizer, out, trace)
 
 
 def _tell(
@@ -104,11 +106,14 @@ def _tell(
 def _write_missing(
     writer: LabelWriter, teacher: LocalTeacher, sequences: PackedSequences, trace: Trace, *, what: str
 ) -> None:
+    world = current()
     missing = writer.missing()
     total = sum(len(rows) for rows in missing) * sequences.tokens_per_sequence
     kept = len(sequences) - sum(len(rows) for rows in missing)
     if kept and missing:
         trace.note("resume", f"{what}: {kept:,} of {len(sequences):,} sequences were labelled before")
+    world.gather(stoppable=True)  # all have looked before the first one writes
+    mine = missing[world.rank :: world.size]
     start = shown = time.perf_counter()
     done = 0
 
@@ -119,13 +124,17 @@ def _write_missing(
             interrupt.check()
             batch_B = np.arange(first, min(first + size, rows.stop))
             yield from labels_of_rows(teacher, sequences, batch_B)
-            done += len(batch_B) * sequences.tokens_per_sequence
+            done += len(batch_B) * sequences.tokens_per_sequence * world.size  # the others are about as far
             if time.perf_counter() - shown > _SECONDS_BETWEEN_PROGRESS:
                 shown = time.perf_counter()
-                trace.progress(what, done, total, "tokens")
+                trace.progress(what, min(done, total), total, "tokens")
 
-    for rows in missing:
+    for rows in mine:
         writer.write(rows, labelled(rows))
+    world.gather(stoppable=True)
+    if world.leads:
+        writer.finish()
+    world.gather()
     if missing:
         trace.metric("tokens_per_s", total / max(time.perf_counter() - start, 1e-9), "tokens/s", what=what)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from potstill.core.durable import read_json, write_json
 from potstill.core.trace import Trace
+from potstill.core.world import current
 from potstill.data.sequences import PackedSequences, epoch_order
 from potstill.distill.objective import Objective
 from potstill.distill.settings import Loss
@@ -45,8 +46,10 @@ def prune_and_heal(
     text = labelled_text(inputs, num_sentences)
     device = resolve_device(machine.device)
     wound = out / "cut"
-    if not (wound / "config.json").exists():
+    world = current()
+    if world.leads and not (wound / "config.json").exists():
         _cut(settings, machine, text.train.sequences, inputs, out, trace)
+    world.gather(stoppable=True)
     model = load_model(wound).to(device)  # type: ignore[arg-type] # transformers wraps torch's `to`
     report = read_json(out / "prune.json")
     trace.input("student", shape=[report["parameters_before"]], dtype="float32", example="all blocks and channels")
@@ -65,11 +68,13 @@ def prune_and_heal(
             settings=healing,
             seed=machine.seed,
             precision=resolve_precision(machine.precision, device),
+            parallel=machine.parallel,
         )
         fit(training, out, trace)
-    else:
+    elif world.leads:
         write_json(out / "history.json", [])
-    save_model(model.cpu(), inputs["data"] / "tokenizer", out / "model")
+    if world.leads:
+        save_model(model.cpu(), inputs["data"] / "tokenizer", out / "model")
     removed = f"without blocks {report['blocks_removed']}, MLP {report['mlp_width_after']} wide"
     trace.output("pruned", shape=[report["parameters_after"]], dtype="float32", example=removed)
 

@@ -21,16 +21,18 @@ from transformers import PreTrainedModel
 
 from potstill.core import interrupt
 from potstill.core.durable import write_json
-from potstill.core.errors import QualityGateError
+from potstill.core.errors import Interrupted, QualityGateError
 from potstill.core.trace import Trace
+from potstill.core.world import current
 from potstill.data.sequences import PackedSequences, epoch_order
 from potstill.distill.objective import TOTAL, Objective, objective_from_hidden, positions_at_once
 from potstill.distill.observe import observe
 from potstill.labels.store import LabelStore
 from potstill.model.anatomy import hidden_states, logits_of, output_head
 from potstill.train.checkpoint import Checkpoint
+from potstill.train.parallel import Parallel
 from potstill.train.schedule import learning_rate_at
-from potstill.train.settings import Precision, TrainingSettings, default_learning_rate
+from potstill.train.settings import ParallelKind, Precision, TrainingSettings, default_learning_rate
 from potstill.train.validation import measured_as, validate, validated_quantity
 
 __all__ = ["Training", "TrainingText", "fit"]
@@ -75,6 +77,7 @@ class Training:
     settings: TrainingSettings
     seed: int
     precision: Precision
+    parallel: ParallelKind = "ddp"
 
 
 def fit(
@@ -82,13 +85,15 @@ def fit(
 ) -> list[dict[str, Any]]:
     """Train the model and return its history, one entry per epoch; the best epoch's weights are left in it.
 
-    ``directory`` keeps the checkpoint; call again with an equal training to go on from it.
+    ``directory`` keeps the checkpoint; call again with an equal training to go on from it. Several processes that have
+    joined (``core.world``) call it together, with equal models and one directory, and do the work of one.
 
     Raises: QualityGateError: the loss is no finite number. Interrupted: a signal came; the checkpoint is written.
     """
     run = _Fit(training, trace)
     run.train(Checkpoint(directory), checkpoint_seconds)
-    write_json(directory / "history.json", run.progress.history)
+    if run.world.leads:
+        write_json(directory / "history.json", run.progress.history)
     return run.progress.history
 
 
@@ -99,7 +104,9 @@ class _Fit:
         settings = training.settings
         self.training = training
         self.trace = trace
-        self.model = training.model.float()  # type: ignore[no-untyped-call]
+        self.world = current()
+        self.parallel = Parallel(training.model.float(), training.parallel, self.world)  # type: ignore[no-untyped-call]
+        self.model = self.parallel.model
         self.peak_rate = settings.learning_rate or default_learning_rate(self.model.num_parameters())
         self.optimizer = _optimizer(self.model, settings.weight_decay)
         self.steps_per_epoch = math.ceil(len(training.text.sequences) / settings.batch_sentences)
@@ -116,6 +123,8 @@ class _Fit:
             self.trace.note(
                 "resume", f"{self.training.who}: goes on at step {self.progress.step:,} of {self.num_steps:,}"
             )
+        if self.world.size > 1 or self.training.parallel == "fsdp":
+            self.trace.note("parallel", f"{self.training.who}: {self.parallel.in_words}")
         self.trace.metric("peak_learning_rate", self.peak_rate, "1", model=self.training.who)
         saved_at = shown_at = time.perf_counter()
         spacing_s = checkpoint_seconds
@@ -129,12 +138,14 @@ class _Fit:
                 share = self.progress.step / self.num_steps
                 self.trace.progress(self.training.who, share * self.num_tokens, self.num_tokens, "tokens")
                 shown_at = now
-            if interrupt.requested() or now - saved_at > spacing_s:
+            signal_number, due = self.world.largest([interrupt.received(), now - saved_at > spacing_s])
+            if signal_number or due:
                 checkpoint.save(self.model, self.optimizer, vars(self.progress))
                 saved_at = time.perf_counter()
                 spacing_s = max(checkpoint_seconds, (saved_at - now) / _MOST_TIME_ON_CHECKPOINTS)
-                interrupt.check()
-        checkpoint.load_best(self.model)
+            if signal_number:
+                raise Interrupted(int(signal_number))
+        checkpoint.load_best(self.training.model)
 
     def _one_step(self) -> None:
         start = time.perf_counter()
@@ -176,16 +187,16 @@ class _Fit:
         return self._order[1]
 
     def _accumulate_gradients(self, rows_B: NDArray[np.int64]) -> tuple[float, int]:
-        """Backward over the micro-batches of a batch; the gradient is that of the mean over all its positions."""
+        """Backward over a batch; the gradient is that of the mean over all its positions."""
         lengths_B = self.training.text.sequences.lengths_N[rows_B]
         by_length_B = rows_B[np.argsort(lengths_B, kind="stable")]  # alike lengths together: little padding to compute
-        size = self.training.settings.micro_batch_sentences or len(rows_B)
         num_positions = int(np.maximum(lengths_B - self.training.text.sequences.prompts_N[rows_B], 0).sum())
-        loss_sum = 0.0
-        for micro_B in np.array_split(by_length_B, math.ceil(len(rows_B) / size)):
-            total = self._loss_sum(micro_B)
-            (total / max(num_positions, 1)).backward()  # type: ignore[no-untyped-call]
-            loss_sum += float(total.detach())
+        loss_sum = self.parallel.accumulate_gradients(
+            self._loss_sum,
+            by_length_B,
+            most_rows=self.training.settings.micro_batch_sentences or len(rows_B),
+            num_positions=num_positions,
+        )
         return loss_sum, num_positions
 
     def _loss_sum(self, rows_B: NDArray[np.int64]) -> Tensor:
@@ -214,13 +225,14 @@ class _Fit:
     def _end_epoch(self, checkpoint: Checkpoint) -> None:
         progress = self.progress
         epoch = progress.step // self.steps_per_epoch
-        measured = validate(
-            self.model,
-            self.training.validation.sequences,
-            self.training.validation.labels,
-            divergences=self.training.objective.divergences,
-            precision=self.training.precision,
-        )
+        with self.parallel.evaluating():
+            measured = validate(
+                self.model,
+                self.training.validation.sequences,
+                self.training.validation.labels,
+                divergences=self.training.objective.divergences,
+                precision=self.training.precision,
+            )
         validated_by = validated_quantity(self.training.objective)
         entry: dict[str, Any] = {
             "epoch": epoch,

@@ -12,6 +12,7 @@ __all__ = [
     "GrowFrom",
     "LoadedTeacher",
     "Machine",
+    "ParallelKind",
     "Precision",
     "StudentSettings",
     "TeacherChoice",
@@ -26,15 +27,21 @@ Precision = Literal["float32", "bfloat16"]
 """What matrix products are computed in; weights, their optimiser state and losses are always float32."""
 
 
+ParallelKind = Literal["ddp", "fsdp"]
+"""What several processes keep of a model in training: "ddp" all of it each, "fsdp" a share each (FSDP2)."""
+
+
 class Machine(Settings):
     """What the work is computed on and in, and the seed of every random draw.
 
     ``precision``: of matrix products while training; "auto" is bfloat16 where the hardware multiplies it natively.
+    ``parallel``: what each of several processes keeps of a model in training; a process alone keeps it all.
     """
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    parallel: ParallelKind = "ddp"
 
 
 class TrainingSettings(Settings):

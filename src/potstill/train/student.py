@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from potstill.core.trace import Trace
+from potstill.core.world import current
 from potstill.data.facts import token_facts
 from potstill.data.sequences import PackedSequences
 from potstill.distill.objective import Objective
@@ -97,9 +98,11 @@ def _train(
         settings=settings,
         seed=machine.seed,
         precision=precision,
+        parallel=machine.parallel,
     )
     fit(training, out, trace)
-    save_model(model.cpu(), inputs["data"] / "tokenizer", out / "model")
+    if current().leads:
+        save_model(model.cpu(), inputs["data"] / "tokenizer", out / "model")
     words = f"{model.config.num_hidden_layers} blocks, {model.config.hidden_size} wide"
     trace.output(who, shape=[model.num_parameters()], dtype="float32", example=words)
 

@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM
 from potstill.core.durable import write_json
 from potstill.core.errors import InputError
 from potstill.core.trace import Trace
+from potstill.core.world import current
 from potstill.data.facts import token_facts, vocabulary_of
 from potstill.data.sequences import PackedSequences
 from potstill.distill.objective import Objective
@@ -48,6 +49,7 @@ def train_teacher(
         objective=Objective([CrossEntropy()]),
         seed=machine.seed,
         precision=resolve_precision(machine.precision, device),
+        parallel=machine.parallel,
     )
     trace.input(
         "text", shape=train.tokens_NT.shape, dtype=str(train.tokens_NT.dtype), example=train.tokens_NT[0, :12].tolist()
@@ -58,8 +60,9 @@ def train_teacher(
     model = model.to(device)  # type: ignore[arg-type] # transformers wraps torch's `to`
     history = fit(learn(who="teacher", model=model, settings=settings), out, trace)
     later = [{**entry, "epoch": entry["epoch"] + len(earlier)} for entry in history]
-    write_json(out / "history.json", [*earlier, *later])
-    save_model(model.cpu(), data / "tokenizer", out / "model")
+    if current().leads:
+        write_json(out / "history.json", [*earlier, *later])
+        save_model(model.cpu(), data / "tokenizer", out / "model")
     trace.output("teacher", shape=[model.num_parameters()], dtype="float32", example=_shape_in_words(model.config))
 
 

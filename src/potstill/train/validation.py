@@ -4,7 +4,6 @@ Shapes: B rows of a batch, T tokens, P scored positions, D model width, V vocabu
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from potstill.core.errors import InputError
+from potstill.core.errors import BugError, InputError
+from potstill.core.world import current
 from potstill.data.sequences import PackedSequences
 from potstill.distill.divergences import cross_entropy
 from potstill.distill.objective import Objective, divergence, positions_at_once
@@ -56,16 +56,19 @@ def validate(
 ) -> dict[str, float]:
     """Mean cross-entropy, perplexity and accuracy over the scored positions; with labels also KL and agreement.
 
+    Several processes each take a share of the rows, equally many batches of them, and all get the same means.
+
     Returns: ``validation_cross_entropy_nats``, ``validation_perplexity``, ``validation_accuracy``, and with labels
     ``validation_kl_nats`` = KL(teacher || model) as far as the labels tell (a lower bound for top-k, an unbiased
-    estimate for draws), each of ``divergences`` at temperature 1 under ``measured_as`` its kind, and, where the labels
-    tell it, ``validation_agreement``, the share of positions where the model's likeliest token is the teacher's.
+    estimate for draws), each of ``divergences`` at temperature 1 under ``measured_as`` its kind, and
+    ``validation_agreement``, the share of positions where the model's likeliest token is the teacher's.
     Raises: InputError: nothing is scored.
     """
     wanted = {measured_as(loss.kind): loss for loss in (ForwardKl(), *divergences)}
     was_training = model.training
     model.eval()  # type: ignore[no-untyped-call]
-    sums: defaultdict[str, float] = defaultdict(float)
+    keys = ("validation_cross_entropy_nats", "validation_accuracy")
+    sums = dict.fromkeys(keys if labels is None else (*keys, *wanted, "validation_agreement"), 0.0)
     num_positions = 0
     for logits_PV, targets_P, soft in _scored(model, sequences, labels, precision):
         top_P = logits_PV.argmax(-1)
@@ -76,13 +79,12 @@ def validate(
             continue
         for key, loss in wanted.items():
             sums[key] += float(divergence(loss, logits_PV, soft).double().sum())
-        teacher_P = likeliest(soft)
-        if teacher_P is not None:
-            sums["validation_agreement"] += float((top_P == teacher_P).sum())
+        sums["validation_agreement"] += float((top_P == likeliest(soft)).sum())
     model.train(was_training)
-    if num_positions == 0:
+    num_scored, *totals = current().sum([num_positions, *sums.values()])
+    if num_scored == 0:
         raise InputError("no position of the held-out text is scored", next_step="give longer or more text")
-    measured = {key: total / num_positions for key, total in sums.items()}
+    measured = {key: total / num_scored for key, total in zip(sums, totals, strict=True)}
     return {**measured, "validation_perplexity": math.exp(min(measured["validation_cross_entropy_nats"], 700.0))}
 
 
@@ -93,9 +95,12 @@ def _scored(
     device = model.device
     by_length_N: NDArray[np.int64] = np.argsort(sequences.lengths_N, kind="stable")
     chunk = positions_at_once(model.config.vocab_size)
-    for first in range(0, len(sequences), _ROWS_PER_BATCH):
-        rows_B = by_length_N[first : first + _ROWS_PER_BATCH]
-        tokens, scored = sequences.rows(rows_B)
+    world = current()
+    share_N = by_length_N[world.rank :: world.size]
+    for first in range(0, math.ceil(len(sequences) / world.size), _ROWS_PER_BATCH):
+        rows_B = share_N[first : first + _ROWS_PER_BATCH]
+        tokens, scored = sequences.rows(rows_B if len(rows_B) else by_length_N[:1])
+        scored &= len(rows_B) > 0  # a share that ended before the largest one
         tokens_BT, scored_BT = torch.from_numpy(tokens).to(device), torch.from_numpy(scored).to(device)
         soft = None if labels is None else labels.read(rows_B).to(device)
         targets_P = tokens_BT.roll(-1, dims=1)[scored_BT]
@@ -108,12 +113,14 @@ def _scored(
             yield logits_PV, targets_P[positions], None if soft is None else soft.at(positions)
 
 
-def likeliest(labels: SoftLabels) -> Tensor | None:
-    """The teacher's likeliest token at each position, int64 [P]; None of draws beside which nobody kept it."""
+def likeliest(labels: SoftLabels) -> Tensor:
+    """The teacher's likeliest token at each position, int64 [P]."""
     match labels:
         case TopKLabels(ids_PK=ids_PK):
             return ids_PK[:, 0]
         case DenseLabels(logprobs_PV=logprobs_PV):
             return logprobs_PV.argmax(-1)
-        case SampledLabels(likeliest_P=likeliest_P):
+        case SampledLabels(likeliest_P=Tensor() as likeliest_P):
             return likeliest_P
+        case _:
+            raise BugError("nobody kept the teacher's likeliest tokens beside these draws")
