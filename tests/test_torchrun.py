@@ -109,6 +109,7 @@ def test_two_processes_make_the_run_of_one_and_speak_with_one_voice(folder, alon
     assert not scratch
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="finds torchrun's processes in /proc")
 def test_stopped_then_killed_under_two_it_goes_on_alone(folder, alone):
     """SIGTERM to torchrun, SIGKILL to one process, sharded training, and one process for what is left.
 

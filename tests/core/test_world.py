@@ -9,7 +9,7 @@ import pytest
 from torch.distributed import HashStore, TCPStore
 
 from potstill.core import interrupt
-from potstill.core.errors import InputError, Interrupted, PeerError
+from potstill.core.errors import InputError, Interrupted, PeerError, RecipeError
 from potstill.core.world import SOLO, World, current, joined
 
 
@@ -61,6 +61,14 @@ def test_outside_of_a_launch_one_joins_nobody(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with joined() as world:
         assert world is SOLO
+
+
+def test_half_an_environment_is_refused(monkeypatch):
+    """A scheduler that sets WORLD_SIZE for its own ends must not make the process wait for others."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(RecipeError, match="RANK"), joined():
+        pass
 
 
 def test_all_hear_what_each_says_in_the_order_of_processes(worlds):
