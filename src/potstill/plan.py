@@ -15,6 +15,7 @@ import numpy as np
 
 from potstill.core.artefact import read_manifest
 from potstill.data.settings import TrainTokenizer
+from potstill.distill.settings import hidden_states_of
 from potstill.labels.settings import Dense
 from potstill.model.shapes import shape_for_budget
 from potstill.recipe import Recipe
@@ -197,6 +198,9 @@ def _student(recipe: Recipe, sizes: _Sizes) -> _Cost:
     )
     does = f"train, {student.epochs} epochs" + (", and its twin" if models == 2 else "")
     seconds = models * sizes.training_s(weights, tokens)
+    if hidden_states_of(student.losses) is not None:
+        seconds += sizes.reading_s(sizes.teacher or 0, tokens)
+        memory += 4 * (sizes.teacher or 0)
     return _Cost(does, _shape(student.parameters, sizes), weights, models * 4 * weights, memory, seconds)
 
 

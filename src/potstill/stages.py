@@ -109,7 +109,15 @@ def _teacher(recipe: Recipe) -> Stage | None:
         "teacher": teacher.model_dump(mode="json", exclude={"sentences"}),  # the data stage's artefact has them
         "machine": _json(recipe.machine),
     }
-    return Stage("02-teacher", "train", settings, {"data": "01-data"}, train, scratch=(*_CHECKPOINTS, "shallow/*"))
+    return Stage(
+        "02-teacher",
+        "train",
+        settings,
+        {"data": "01-data"},
+        train,
+        code_version=2,
+        scratch=(*_CHECKPOINTS, "shallow/*"),
+    )
 
 
 def _labels(recipe: Recipe) -> Stage | None:
@@ -143,9 +151,8 @@ def _student(recipe: Recipe) -> Stage:
         "sentences": recipe.data.sentences,
     }
     scratch = (*_CHECKPOINTS, *(f"twin/{name}" for name in _CHECKPOINTS))
-    return Stage(
-        "04-student", "distil" if recipe.labels else "train", settings, _text_inputs(recipe), run, scratch=scratch
-    )
+    kind = "distil" if recipe.labels else "train"
+    return Stage("04-student", kind, settings, _text_inputs(recipe), run, code_version=2, scratch=scratch)
 
 
 def _prune(recipe: Recipe) -> Stage | None:
@@ -165,7 +172,7 @@ def _prune(recipe: Recipe) -> Stage | None:
         "sentences": recipe.data.sentences,
     }
     inputs = {**_text_inputs(recipe), "student": "04-student"}
-    return Stage("05-prune", prune.kind, settings, inputs, run, scratch=_CHECKPOINTS)
+    return Stage("05-prune", prune.kind, settings, inputs, run, code_version=2, scratch=_CHECKPOINTS)
 
 
 def _quantize(recipe: Recipe) -> Stage | None:

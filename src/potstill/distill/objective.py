@@ -27,6 +27,7 @@ from potstill.distill.settings import (
     CrossEntropy,
     Divergence,
     ForwardKl,
+    HiddenStates,
     JensenShannon,
     Loss,
     ReverseKl,
@@ -47,15 +48,19 @@ _POSITIONS_PER_STEP = 64
 
 
 class Objective:
-    """The losses of a recipe as one function of the student's logits; check them with ``check_losses`` before."""
+    """The losses of a recipe as one function of the student's logits; check them with ``check_losses`` before.
+
+    Hidden states aren't logits: ``distill.hidden`` matches those.
+    """
 
     def __init__(self, losses: Sequence[Loss]) -> None:
-        self._losses = tuple(losses)
+        self._all = tuple(losses)
+        self._losses = tuple(loss for loss in losses if not isinstance(loss, HiddenStates))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The kinds of the losses, in the recipe's order: the keys of the result besides ``TOTAL``."""
-        return tuple(loss.kind for loss in self._losses)
+        """The kinds of the losses, in the recipe's order."""
+        return tuple(loss.kind for loss in self._all)
 
     @property
     def divergences(self) -> tuple[Divergence, ...]:

@@ -19,7 +19,7 @@ from potstill.prune.structured import TOLERANCE, prune_structured
 from potstill.train.loop import Training, fit
 from potstill.train.precision import resolve_device, resolve_precision
 from potstill.train.settings import Machine, TrainingSettings, default_learning_rate
-from potstill.train.student import labelled_text
+from potstill.train.student import hidden_matching, labelled_text
 
 __all__ = ["prune_and_heal"]
 
@@ -65,6 +65,7 @@ def prune_and_heal(
             settings=healing,
             seed=machine.seed,
             precision=resolve_precision(machine.precision, device),
+            matching=hidden_matching(losses, model, inputs, seed=machine.seed),
         )
         fit(training, out, trace)
     else:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from potstill.core import interrupt
@@ -24,10 +24,11 @@ from potstill.core.durable import write_json
 from potstill.core.errors import QualityGateError
 from potstill.core.trace import Trace
 from potstill.data.sequences import PackedSequences, epoch_order
+from potstill.distill.hidden import HiddenMatching
 from potstill.distill.objective import TOTAL, Objective, objective_from_hidden, positions_at_once
 from potstill.distill.observe import observe
 from potstill.labels.store import LabelStore
-from potstill.model.anatomy import hidden_states, logits_of, output_head
+from potstill.model.anatomy import hidden_states, logits_of, output_head, watched_blocks
 from potstill.train.checkpoint import Checkpoint
 from potstill.train.schedule import learning_rate_at
 from potstill.train.settings import Precision, TrainingSettings, default_learning_rate
@@ -63,7 +64,8 @@ class _Progress:
 class Training:
     """Who learns what, from which text, and how: all that the result depends on.
 
-    ``who`` names the model in the trace ("teacher", "student", "twin", "pruned"); ``model`` is trained in place.
+    ``who`` names the model in the trace ("teacher", "student", "twin", "pruned"); ``model`` is trained in place,
+    and so is ``matching``, which compares its hidden states with a teacher's.
     """
 
     who: str
@@ -74,6 +76,12 @@ class Training:
     settings: TrainingSettings
     seed: int
     precision: Precision
+    matching: HiddenMatching | None = None
+
+    @property
+    def learner(self) -> nn.Module:
+        """All that learns: the model, and beside it the projections of its hidden states where they are matched."""
+        return self.model if self.matching is None else nn.ModuleDict({"model": self.model, "matching": self.matching})
 
 
 def fit(
@@ -100,7 +108,8 @@ class _Fit:
         self.trace = trace
         self.model = training.model.float()  # type: ignore[no-untyped-call]
         self.peak_rate = settings.learning_rate or default_learning_rate(self.model.num_parameters())
-        self.optimizer = _optimizer(self.model, settings.weight_decay)
+        self.learner = training.learner
+        self.optimizer = _optimizer(self.learner, settings.weight_decay)
         self.steps_per_epoch = math.ceil(len(training.text.sequences) / settings.batch_sentences)
         self.num_steps = self.steps_per_epoch * settings.epochs
         self.num_tokens = int(training.text.sequences.lengths_N.sum()) * settings.epochs
@@ -109,7 +118,7 @@ class _Fit:
 
     def train(self, checkpoint: Checkpoint, checkpoint_seconds: float) -> None:
         """Run the steps that are left, with checkpoints in between."""
-        saved = checkpoint.restore(self.model, self.optimizer)
+        saved = checkpoint.restore(self.learner, self.optimizer)
         if saved is not None:
             self.progress = _Progress(**{name: saved[name] for name in vars(self.progress)})
             self.trace.note(
@@ -128,10 +137,10 @@ class _Fit:
                 self.trace.progress(self.training.who, share * self.num_tokens, self.num_tokens, "tokens")
                 shown_at = now
             if interrupt.requested() or now - saved_at > checkpoint_seconds:
-                checkpoint.save(self.model, self.optimizer, vars(self.progress))
+                checkpoint.save(self.learner, self.optimizer, vars(self.progress))
                 saved_at = time.perf_counter()
                 interrupt.check()
-        checkpoint.load_best(self.model)
+        checkpoint.load_best(self.learner)
 
     def _one_step(self) -> None:
         start = time.perf_counter()
@@ -150,7 +159,7 @@ class _Fit:
         rows_B = self._order_of(epoch)[first : first + settings.batch_sentences]
         self.model.train()
         loss_sum, num_positions = self._accumulate_gradients(rows_B)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.gradient_clip)
+        torch.nn.utils.clip_grad_norm_(self.learner.parameters(), settings.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if not math.isfinite(loss_sum):
@@ -191,8 +200,11 @@ class _Fit:
         tokens, scored = self.training.text.sequences.rows(rows_B)
         tokens_BT, scored_BT = torch.from_numpy(tokens).to(device), torch.from_numpy(scored).to(device)
         labels = self.training.text.labels.read(rows_B).to(device) if self.training.text.labels is not None else None
-        with _autocast(device.type, self.training.precision):
+        matching = self.training.matching
+        watched = matching.student_blocks if matching is not None else ()
+        with _autocast(device.type, self.training.precision), watched_blocks(self.model, watched) as states:
             hidden_PD = hidden_states(self.model, tokens_BT)[scored_BT]
+            matched = 0.0 if matching is None else matching(states, tokens_BT, scored_BT)
         sums = objective_from_hidden(
             self.training.objective,
             hidden_PD,
@@ -202,7 +214,7 @@ class _Fit:
             head_parameters=output_head(self.model).parameters(),
             chunk=positions_at_once(self.model.config.vocab_size),
         )
-        return sums[TOTAL]
+        return sums[TOTAL] + matched
 
     def _logits(self, hidden_PD: Tensor) -> Tensor:
         with _autocast(hidden_PD.device.type, self.training.precision):
@@ -233,8 +245,8 @@ class _Fit:
         entry["observation"] = observe(progress.history, epoch)
         progress.epoch_loss_nats, progress.epoch_positions, progress.epoch_seconds = 0.0, 0, 0.0
         if best_epoch(progress.history) == epoch:
-            checkpoint.save_best(self.model)
-        checkpoint.save(self.model, self.optimizer, vars(progress))
+            checkpoint.save_best(self.learner)
+        checkpoint.save(self.learner, self.optimizer, vars(progress))
         self._tell(entry)
 
     def _tell(self, entry: Mapping[str, Any]) -> None:
@@ -255,9 +267,9 @@ def best_epoch(history: list[dict[str, Any]]) -> int:
     return int(min(history, key=lambda entry: entry["validation_loss_nats"])["epoch"])
 
 
-def _optimizer(model: PreTrainedModel, weight_decay: float) -> torch.optim.AdamW:
+def _optimizer(learner: nn.Module, weight_decay: float) -> torch.optim.AdamW:
     """AdamW; matrices decay, norms don't."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": weight_decay},
         {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
