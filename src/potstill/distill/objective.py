@@ -38,13 +38,10 @@ from potstill.distill.settings import (
 )
 from potstill.labels.kinds import DenseLabels, SoftLabels
 
-__all__ = ["TOTAL", "Objective", "divergence", "objective_from_hidden", "positions_at_once"]
+__all__ = ["TOTAL", "Objective", "divergence", "objective_from_hidden"]
 
 TOTAL = "total"
 """The key of the weighted sum of all losses: what ``backward`` is called on."""
-
-_LOGITS_AT_ONCE = 1 << 24
-_POSITIONS_PER_STEP = 64
 
 
 class Objective:
@@ -89,11 +86,6 @@ class Objective:
             sums[loss.kind] = nats_P.sum()
             total = total + scale * sums[loss.kind]
         return {**sums, TOTAL: total}
-
-
-def positions_at_once(vocabulary: int) -> int:
-    """How many positions' float32 logits fill about 64 MB: a multiple of 64, so that kernels meet few shapes."""
-    return max(_LOGITS_AT_ONCE // vocabulary // _POSITIONS_PER_STEP, 1) * _POSITIONS_PER_STEP
 
 
 def objective_from_hidden(

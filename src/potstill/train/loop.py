@@ -24,8 +24,9 @@ from potstill.core.durable import write_json
 from potstill.core.errors import QualityGateError
 from potstill.core.trace import Trace
 from potstill.data.sequences import PackedSequences, epoch_order
+from potstill.distill.chunks import positions_at_once
 from potstill.distill.hidden import HiddenMatching
-from potstill.distill.objective import TOTAL, Objective, objective_from_hidden, positions_at_once
+from potstill.distill.objective import TOTAL, Objective, objective_from_hidden
 from potstill.distill.observe import observe
 from potstill.labels.store import LabelStore
 from potstill.model.anatomy import hidden_states, logits_of, output_head, watched_blocks
@@ -241,6 +242,8 @@ class _Fit:
             "tokens_per_s": self.num_tokens / self.training.settings.epochs / max(progress.epoch_seconds, 1e-9),
             "seconds": progress.epoch_seconds,
         }
+        if "validation_kl_nats" in measured and "validation_agreement" not in measured and epoch == 1:
+            self.trace.note("validation", "agreement isn't measured: draws don't tell the teacher's likeliest token")
         progress.history.append(entry)
         entry["observation"] = observe(progress.history, epoch)
         progress.epoch_loss_nats, progress.epoch_positions, progress.epoch_seconds = 0.0, 0, 0.0
