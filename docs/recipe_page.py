@@ -104,6 +104,8 @@ MEANINGS = {
     "_Softened.temperature": "softens both distributions; other than 1 needs dense labels",
     "JensenShannon.beta": "the teacher's share of the mixture, and the weight of its KL; near 0 as forward KL",
     "SkewKl.alpha": "the teacher's share of the mixture",
+    "HiddenStates.match": "cosine: 1 - the cosine of the angle; mse: the mean squared difference over the width",
+    "HiddenStates.blocks": "pairs [student's block, teacher's block], counted from 0, or auto",
     "SkewReverseKl.alpha": "the student's share of the mixture",
     "Int8.group": "columns that share one scale",
     "EvaluateSettings.prompts": "texts to look into token by token in the report",

@@ -7,6 +7,11 @@ import pytest
 from potstill.core.errors import RecipeError
 from potstill.recipe import Recipe, dump_recipe, load_recipe
 
+PRUNED_AND_MATCHED = """
+name: x
+prune: {kind: structured, keep_parameters: 0.5}
+student: {losses: [{kind: forward_kl}, {kind: hidden_states, blocks: [[0, 0]]}]}
+"""
 RECIPES = sorted(Path("recipes").glob("*.yaml"))
 
 
@@ -94,6 +99,19 @@ def test_overrides_take_yaml_and_reach_into_lists(write, override, check):
         ("name: x\nstudent: {losses: [{kind: jensen_shannon, alpha: 0.1}]}", "unknown key"),
         ("name: x\nstudent: {losses: [{kind: jensen_shannon, beta: 1}]}", "beta"),
         ("name: x\nstudent: {losses: [{kind: forward_kll}]}", "did you mean 'forward_kl'"),
+        ("name: x\nstudent: {losses: [{kind: hidden_states}]}", "alone teaches no token"),
+        (
+            "name: x\nteacher: null\nstudent: {losses: [{kind: cross_entropy}, {kind: hidden_states}]}",
+            "needs a teacher whose weights",
+        ),
+        (
+            "name: x\nstudent: {losses: [{kind: forward_kl}, {kind: hidden_states, blocks: [[0, 99]]}]}",
+            "a block that isn't there",
+        ),
+        (
+            PRUNED_AND_MATCHED,
+            "blocks: auto",
+        ),
         ("name: x\nteacher: null\nprune: {kind: structured, keep_parameters: 0.5}", "prune heals"),
         ("name: x\nteacher: {kind: train, grow_from: {blocks: 90, epochs: 1}}", "no fewer than the teacher's"),
         ("name: x\nseed: -1", "seed"),
@@ -128,6 +146,12 @@ def test_without_a_teacher_the_student_learns_the_true_tokens(write):
     recipe = load_recipe(write("name: x\nteacher: null"))
     assert recipe.labels is None
     assert [loss.kind for loss in recipe.student.losses] == ["cross_entropy"]
+
+
+def test_hidden_states_are_matched_as_asked_for(write):
+    losses = "[{kind: forward_kl}, {kind: hidden_states, match: mse, blocks: [[0, 1]], weight: 0.1}]"
+    recipe = load_recipe(write(f"name: x\nlabels: {{kind: dense}}\nstudent: {{losses: {losses}}}"))
+    assert recipe.student.losses[1].blocks == ((0, 1),)
 
 
 def test_a_recipe_is_frozen():

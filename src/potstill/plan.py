@@ -15,6 +15,8 @@ import numpy as np
 
 from potstill.core.artefact import read_manifest
 from potstill.data.settings import TrainTokenizer
+from potstill.distill.chunks import positions_at_once
+from potstill.distill.settings import hidden_states_of
 from potstill.labels.settings import Dense, LabelKind, Sampled
 from potstill.model.shapes import shape_for_budget
 from potstill.recipe import Recipe
@@ -31,8 +33,10 @@ _EFFICIENCY = 1.6
 """Operations of training per measured float32 operation: bfloat16 where the hardware has it, less what is lost."""
 _PROCESS_BYTES = 500_000_000
 _BYTES_PER_TRAINED_WEIGHT = 16
-_FLOATS_PER_ACTIVATION, _FLOATS_PER_LOGIT = 60, 20
-"""What training keeps for a position: per column of a block, and per entry of the vocabulary; measured at 3 M."""
+_FLOATS_PER_ACTIVATION, _FLOATS_PER_LOGIT = 60, 4
+"""What training keeps for a position per column of a block, and for one of those whose logits live at once, per entry
+of the vocabulary: logits, exponentials and gradient, each in float32 at most, and the label's part."""
+_MORE_FOR_DENSE_LABELS = 3
 _BYTES_PER_WEIGHT = {"float32": 4.0, "float16": 2.0, "int8": 34 / 32}
 _S_OF_DATA, _S_PER_MODEL = 15.0, 8.0
 
@@ -204,6 +208,9 @@ def _student(recipe: Recipe, sizes: _Sizes) -> _Cost:
     )
     does = f"train, {student.epochs} epochs" + (", and its twin" if models == 2 else "")
     seconds = models * sizes.training_s(weights, tokens)
+    if hidden_states_of(student.losses) is not None:
+        seconds += sizes.reading_s(sizes.teacher or 0, tokens)
+        memory += 4 * (sizes.teacher or 0)
     return _Cost(does, _shape(student.parameters, sizes), weights, models * 4 * weights, memory, seconds)
 
 
@@ -266,9 +273,12 @@ def _shape(budget: int, sizes: _Sizes) -> str:
 def _training_bytes(recipe: Recipe, sizes: _Sizes, budget: int, rows: int) -> float:
     """Weights with gradients and optimiser state, and for every position of a micro-batch activations and logits."""
     shape = shape_for_budget(budget, sizes.vocabulary)
-    per_position = _FLOATS_PER_ACTIVATION * shape.width * shape.blocks + _FLOATS_PER_LOGIT * sizes.vocabulary
     positions = rows * recipe.data.tokens_per_sentence
-    return _PROCESS_BYTES + _BYTES_PER_TRAINED_WEIGHT * shape.parameters + 4 * positions * per_position
+    activations = positions * _FLOATS_PER_ACTIVATION * shape.width * shape.blocks
+    logits = min(positions, positions_at_once(sizes.vocabulary)) * _FLOATS_PER_LOGIT * sizes.vocabulary
+    if isinstance(recipe.labels, Dense):
+        logits *= _MORE_FOR_DENSE_LABELS
+    return _PROCESS_BYTES + _BYTES_PER_TRAINED_WEIGHT * shape.parameters + 4 * (activations + logits)
 
 
 def _operations_per_s() -> float:

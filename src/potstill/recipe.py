@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from potstill.core.errors import PotstillError, RecipeError
 from potstill.core.settings import Settings, parse_settings
 from potstill.data.settings import Answers, DataSettings, DataStageSettings, TeacherTokenizer, TrainTokenizer
-from potstill.distill.settings import check_losses
+from potstill.distill.settings import block_pairs, check_losses, hidden_states_of
 from potstill.evaluate.settings import EvaluateSettings
 from potstill.export.settings import Export, GgufExport
 from potstill.labels.settings import LabelKind, TopK
@@ -96,6 +96,7 @@ class Recipe(Settings):
         loaded = isinstance(self.teacher, LoadedTeacher)
         own_tokenizer = isinstance(self.data.tokenizer, TeacherTokenizer)
         teacherless = self.teacher is None
+        matched = hidden_states_of(self.student.losses)
         schemes = [scheme.scheme for scheme in self.quantize]
         return [
             (own_tokenizer and not loaded, "data.tokenizer: {kind: teacher} needs teacher: {kind: load, ...}"),
@@ -106,6 +107,14 @@ class Recipe(Settings):
             (
                 isinstance(self.data.source, Answers) and isinstance(self.teacher, TrainedTeacher),
                 "data.source: {kind: answers} is already a teacher's work; write teacher: null, or load a teacher",
+            ),
+            (
+                teacherless and matched is not None,
+                "student.losses: hidden_states needs a teacher whose weights are here; there is none",
+            ),
+            (
+                matched is not None and matched.blocks != "auto" and self.prune is not None,
+                "prune may remove blocks of the student: write hidden_states with blocks: auto",
             ),
             (len(set(schemes)) < len(schemes), "quantize names a scheme twice"),
             (self.prune is not None and self.labels is None, "prune heals on soft labels; it needs a teacher"),
@@ -141,11 +150,14 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def _check_budgets(recipe: Recipe, vocabulary: int) -> None:
     """Fail now, not after the data stage, where a model can't be as small as asked for."""
-    shape_for_budget(recipe.student.parameters, vocabulary)
+    student = shape_for_budget(recipe.student.parameters, vocabulary)
     if isinstance(recipe.teacher, TrainedTeacher):
         teacher = shape_for_budget(recipe.teacher.parameters, vocabulary)
         if recipe.teacher.grow_from is not None:
             check_growth(recipe.teacher.grow_from, teacher.blocks)
+        matched = hidden_states_of(recipe.student.losses)
+        if matched is not None:
+            block_pairs(matched.blocks, student.blocks, teacher.blocks)
 
 
 def _parse_yaml(text: str, *, where: str) -> Any:  # noqa: ANN401 - any YAML value

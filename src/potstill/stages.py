@@ -111,8 +111,16 @@ def _teacher(recipe: Recipe) -> Stage | None:
         "teacher": teacher.model_dump(mode="json", exclude={"sentences"}),  # the data stage's artefact has them
         "machine": _machine(recipe),
     }
-    scratch = (*_CHECKPOINTS, "shallow/*")
-    return Stage("02-teacher", "train", settings, {"data": "01-data"}, train, scratch=scratch, together=True)
+    return Stage(
+        "02-teacher",
+        "train",
+        settings,
+        {"data": "01-data"},
+        train,
+        code_version=2,
+        scratch=(*_CHECKPOINTS, "shallow/*"),
+        together=True,
+    )
 
 
 def _labels(recipe: Recipe) -> Stage | None:
@@ -150,7 +158,9 @@ def _student(recipe: Recipe) -> Stage:
     }
     scratch = (*_CHECKPOINTS, *(f"twin/{name}" for name in _CHECKPOINTS))
     kind = "distil" if recipe.labels else "train"
-    return Stage("04-student", kind, settings, _text_inputs(recipe), run, scratch=scratch, together=True)
+    return Stage(
+        "04-student", kind, settings, _text_inputs(recipe), run, scratch=scratch, code_version=2, together=True
+    )
 
 
 def _prune(recipe: Recipe) -> Stage | None:
@@ -170,7 +180,7 @@ def _prune(recipe: Recipe) -> Stage | None:
         "sentences": recipe.data.sentences,
     }
     inputs = {**_text_inputs(recipe), "student": "04-student"}
-    return Stage("05-prune", prune.kind, settings, inputs, run, scratch=_CHECKPOINTS, together=True)
+    return Stage("05-prune", prune.kind, settings, inputs, run, scratch=_CHECKPOINTS, code_version=2, together=True)
 
 
 def _quantize(recipe: Recipe) -> Stage | None:

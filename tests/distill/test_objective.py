@@ -6,8 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from potstill.core.errors import BugError
+from potstill.distill.chunks import positions_at_once
 from potstill.distill.divergences import cross_entropy, forward_kl
-from potstill.distill.objective import TOTAL, Objective, objective_from_hidden, positions_at_once
+from potstill.distill.objective import TOTAL, Objective, objective_from_hidden
 from potstill.distill.settings import (
     CrossEntropy,
     ForwardKl,

@@ -4,6 +4,8 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from potstill.core.errors import BugError, RecipeError
@@ -16,6 +18,7 @@ from potstill.distill.settings import (
     SkewKl,
     SkewReverseKl,
     TotalVariation,
+    block_pairs,
     check_losses,
     needs_labels,
     refusal,
@@ -90,6 +93,38 @@ def test_at_its_ends_jensen_shannon_is_no_divergence(wrong):
 def test_a_pair_that_nobody_thought_of_is_a_bug():
     with pytest.raises(BugError, match="isn't said"):
         refusal("forward_kl", "compressed")
+
+
+@pytest.mark.parametrize(
+    ("num_student", "num_teacher", "expected"),
+    [
+        (1, 6, [5]),
+        (2, 6, [2, 5]),
+        (4, 6, [1, 2, 4, 5]),
+        (4, 4, [0, 1, 2, 3]),
+        (4, 2, [0, 0, 1, 1]),
+        (3, 1, [0, 0, 0]),
+        (2, 5, [2, 4]),
+    ],
+)
+def test_the_automatic_map_goes_in_proportion_and_from_last_to_last(num_student, num_teacher, expected):
+    assert [teacher for _, teacher in block_pairs("auto", num_student, num_teacher)] == expected
+
+
+@given(num_student=st.integers(1, 60), num_teacher=st.integers(1, 60))
+def test_the_automatic_map_never_goes_back(num_student, num_teacher):
+    pairs = block_pairs("auto", num_student, num_teacher)
+    assert [student for student, _ in pairs] == list(range(num_student))
+    assert pairs[-1] == (num_student - 1, num_teacher - 1)
+    matched = [teacher for _, teacher in pairs]
+    assert matched == sorted(matched)
+    assert matched[0] >= 0
+
+
+@pytest.mark.parametrize("pair", [(2, 0), (0, 3), (-1, 0), (0, -1)])
+def test_a_block_that_is_not_there_is_named(pair):
+    with pytest.raises(RecipeError, match=r"isn't there: the student has 2, the teacher 3"):
+        block_pairs(((0, 0), pair), 2, 3)
 
 
 def test_settings_import_no_torch():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from potstill.core.trace import Trace
 from potstill.data.sequences import PackedSequences
-from potstill.distill import objective as objective_module
+from potstill.distill import chunks
 from potstill.distill.objective import Objective
 from potstill.distill.settings import CrossEntropy, ForwardKl, ReverseKl
 from potstill.labels.kinds import DenseLabels
@@ -81,7 +81,7 @@ def test_chunks_change_no_gradient(step, monkeypatch):
     rows = list(range(NUM_ROWS)) * 4
     expected_loss, positions, expected = step(rows)
     assert positions > 64
-    monkeypatch.setattr(objective_module, "_LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(chunks, "_LOGITS_AT_ONCE", 1)
     loss, _, gradients = step(rows)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     for left, right in zip(gradients, expected, strict=True):

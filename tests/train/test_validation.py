@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from potstill.distill import objective as objective_module
+from potstill.distill import chunks
 from potstill.distill.objective import Objective, divergence
 from potstill.distill.settings import CrossEntropy, ForwardKl, JensenShannon, ReverseKl, TotalVariation
 from potstill.labels.settings import Dense, TopK
@@ -42,7 +42,7 @@ def test_each_divergence_is_the_mean_over_all_scored_positions(
     make_model, held_out_text, labels_in, logits_PV, kind, logits_at_once, monkeypatch
 ):
     """In chunks as in one piece."""
-    monkeypatch.setattr(objective_module, "_LOGITS_AT_ONCE", logits_at_once)
+    monkeypatch.setattr(chunks, "_LOGITS_AT_ONCE", logits_at_once)
     teacher_PV = torch.randn(logits_PV.shape, generator=torch.Generator().manual_seed(1))
     store = labels_in(kind, teacher_PV)
     measured = validate(make_model(seed=1), held_out_text, store, divergences=LOSSES, precision="float32")

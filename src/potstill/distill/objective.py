@@ -27,6 +27,7 @@ from potstill.distill.settings import (
     CrossEntropy,
     Divergence,
     ForwardKl,
+    HiddenStates,
     JensenShannon,
     Loss,
     ReverseKl,
@@ -37,25 +38,26 @@ from potstill.distill.settings import (
 )
 from potstill.labels.kinds import DenseLabels, SoftLabels
 
-__all__ = ["TOTAL", "Objective", "divergence", "objective_from_hidden", "positions_at_once"]
+__all__ = ["TOTAL", "Objective", "divergence", "objective_from_hidden"]
 
 TOTAL = "total"
 """The key of the weighted sum of all losses: what ``backward`` is called on."""
 
-_LOGITS_AT_ONCE = 1 << 24
-_POSITIONS_PER_STEP = 64
-
 
 class Objective:
-    """The losses of a recipe as one function of the student's logits; check them with ``check_losses`` before."""
+    """The losses of a recipe as one function of the student's logits; check them with ``check_losses`` before.
+
+    Hidden states aren't logits: ``distill.hidden`` matches those.
+    """
 
     def __init__(self, losses: Sequence[Loss]) -> None:
-        self._losses = tuple(losses)
+        self._all = tuple(losses)
+        self._losses = tuple(loss for loss in losses if not isinstance(loss, HiddenStates))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The kinds of the losses, in the recipe's order: the keys of the result besides ``TOTAL``."""
-        return tuple(loss.kind for loss in self._losses)
+        """The kinds of the losses, in the recipe's order."""
+        return tuple(loss.kind for loss in self._all)
 
     @property
     def divergences(self) -> tuple[Divergence, ...]:
@@ -84,11 +86,6 @@ class Objective:
             sums[loss.kind] = nats_P.sum()
             total = total + scale * sums[loss.kind]
         return {**sums, TOTAL: total}
-
-
-def positions_at_once(vocabulary: int) -> int:
-    """How many positions' float32 logits fill about 64 MB: a multiple of 64, so that kernels meet few shapes."""
-    return max(_LOGITS_AT_ONCE // vocabulary // _POSITIONS_PER_STEP, 1) * _POSITIONS_PER_STEP
 
 
 def objective_from_hidden(

@@ -13,13 +13,16 @@ __all__ = [
     "CrossEntropy",
     "Divergence",
     "ForwardKl",
+    "HiddenStates",
     "JensenShannon",
     "Loss",
     "ReverseKl",
     "SkewKl",
     "SkewReverseKl",
     "TotalVariation",
+    "block_pairs",
     "check_losses",
+    "hidden_states_of",
     "needs_labels",
     "refusal",
     "temperature_of",
@@ -83,10 +86,23 @@ class CrossEntropy(_Weighted):
     kind: Literal["cross_entropy"] = "cross_entropy"
 
 
+class HiddenStates(_Weighted):
+    """Blocks of the student against blocks of the teacher, whose width a learned projection gives them.
+
+    ``match``: "cosine" is 1 - the cosine of the angle, "mse" the mean squared difference over the width; no nats. The
+    mean over the pairs is added to the other losses. ``blocks``: pairs [student's, teacher's] counted from 0, or
+    "auto": every block of the student, in proportion, the last to the last. The teacher reads every batch, every epoch.
+    """
+
+    kind: Literal["hidden_states"] = "hidden_states"
+    match: Literal["cosine", "mse"] = "cosine"
+    blocks: Literal["auto"] | Annotated[tuple[tuple[int, int], ...], Field(min_length=1)] = "auto"
+
+
 Divergence = ForwardKl | ReverseKl | JensenShannon | SkewKl | SkewReverseKl | TotalVariation
 """What is between the student and the teacher's soft labels."""
 
-Loss = Annotated[Divergence | CrossEntropy, Field(discriminator="kind")]
+Loss = Annotated[Divergence | CrossEntropy | HiddenStates, Field(discriminator="kind")]
 
 _NO_LABELS = "needs the teacher's soft labels, and there are none"
 _NEVER_DRAWN = "it needs the teacher's probability of tokens that were never drawn"
@@ -101,6 +117,7 @@ _REFUSED: Mapping[str, Mapping[str | None, str | None]] = MappingProxyType(
         "skew_reverse_kl": {"dense": None, "top_k": None, "sampled": _BENT, None: _NO_LABELS},
         "total_variation": {"dense": None, "top_k": None, "sampled": _BENT, None: _NO_LABELS},
         "cross_entropy": {"dense": None, "top_k": None, "sampled": None, None: None},
+        "hidden_states": {"dense": None, "top_k": None, "sampled": None, None: None},
     }
 )
 """Kind of loss → kind of label (None: no labels) → why the one can't be computed from the other, None if it can."""
@@ -145,8 +162,42 @@ def check_losses(losses: Sequence[Loss], label_kind: str | None) -> None:
     for kind in kinds:
         if kinds.count(kind) > 1:
             raise RecipeError(f"{kind} stands there twice", where="losses", next_step="add the weights up in one entry")
+    if set(kinds) == {"hidden_states"}:
+        raise RecipeError(
+            "hidden_states alone teaches no token: it reaches neither the last norm nor the output head",
+            where="losses",
+            next_step="add {kind: forward_kl} or {kind: cross_entropy}",
+        )
     for loss in losses:
         _check(loss, label_kind)
+
+
+def block_pairs(
+    blocks: Literal["auto"] | tuple[tuple[int, int], ...], num_student: int, num_teacher: int
+) -> tuple[tuple[int, int], ...]:
+    """Which block of the student is matched with which of the teacher, counted from 0.
+
+    "auto" is block i of S with the teacher's block round((i + 1) T / S) - 1, halves rounded up.
+
+    Raises: RecipeError: a block that isn't there.
+    """
+    if blocks == "auto":
+        after = ((2 * (block + 1) * num_teacher + num_student) // (2 * num_student) for block in range(num_student))
+        return tuple((block, max(number, 1) - 1) for block, number in enumerate(after))
+    for student, teacher in blocks:
+        if not (0 <= student < num_student and 0 <= teacher < num_teacher):
+            raise RecipeError(
+                f"[{student}, {teacher}] names a block that isn't there: the student has {num_student}, "
+                f"the teacher {num_teacher}, counted from 0",
+                where="losses.hidden_states.blocks",
+                next_step="name others, or write blocks: auto",
+            )
+    return blocks
+
+
+def hidden_states_of(losses: Sequence[Loss]) -> HiddenStates | None:
+    """The matching of hidden states among the losses, if there is one."""
+    return next((loss for loss in losses if isinstance(loss, HiddenStates)), None)
 
 
 def _check(loss: Loss, label_kind: str | None) -> None:

@@ -6,7 +6,8 @@ refused, for a guess about how logits are scaled would be a silent error.
 Shapes: B rows, T tokens, P positions, D width, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -28,6 +29,7 @@ __all__ = [
     "linear",
     "logits_of",
     "output_head",
+    "watched_blocks",
 ]
 
 Role = str
@@ -182,6 +184,25 @@ def hidden_states(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
     """Hidden states [B, T, D] after the final norm. Causal, so padding to the right changes nothing before it."""
     states_BTD: Tensor = decoder(model)(input_ids=tokens_BT, use_cache=False).last_hidden_state
     return states_BTD
+
+
+@contextmanager
+def watched_blocks(model: PreTrainedModel, wanted: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+    """While inside, the model's forward pass leaves the output [B, T, D] of the wanted blocks in the mapping."""
+    seen: dict[int, Tensor] = {}
+
+    def keep(number: int) -> Callable[[nn.Module, object, Tensor | tuple[Tensor, ...]], None]:
+        def hook(_block: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            seen[number] = output if isinstance(output, Tensor) else output[0]
+
+        return hook
+
+    hooks = [blocks(model)[number].register_forward_hook(keep(number)) for number in set(wanted)]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def logits_of(model: PreTrainedModel, hidden_PD: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from potstill.prune.structured import TOLERANCE, prune_structured
 from potstill.train.loop import Training, fit
 from potstill.train.precision import resolve_device, resolve_precision
 from potstill.train.settings import Machine, TrainingSettings, default_learning_rate
-from potstill.train.student import labelled_text
+from potstill.train.student import hidden_matching, labelled_text
 
 __all__ = ["prune_and_heal"]
 
@@ -69,6 +69,7 @@ def prune_and_heal(
             seed=machine.seed,
             precision=resolve_precision(machine.precision, device),
             parallel=machine.parallel,
+            matching=hidden_matching(losses, model, inputs, seed=machine.seed),
         )
         fit(training, out, trace)
     elif world.leads:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from potstill.core import interrupt
@@ -25,10 +25,12 @@ from potstill.core.errors import Interrupted, QualityGateError
 from potstill.core.trace import Trace
 from potstill.core.world import current
 from potstill.data.sequences import PackedSequences, epoch_order
-from potstill.distill.objective import TOTAL, Objective, objective_from_hidden, positions_at_once
+from potstill.distill.chunks import positions_at_once
+from potstill.distill.hidden import HiddenMatching
+from potstill.distill.objective import TOTAL, Objective, objective_from_hidden
 from potstill.distill.observe import observe
 from potstill.labels.store import LabelStore
-from potstill.model.anatomy import hidden_states, logits_of, output_head
+from potstill.model.anatomy import hidden_states, logits_of, output_head, watched_blocks
 from potstill.train.checkpoint import Checkpoint
 from potstill.train.parallel import Parallel
 from potstill.train.schedule import learning_rate_at
@@ -66,7 +68,8 @@ class _Progress:
 class Training:
     """Who learns what, from which text, and how: all that the result depends on.
 
-    ``who`` names the model in the trace ("teacher", "student", "twin", "pruned"); ``model`` is trained in place.
+    ``who`` names the model in the trace ("teacher", "student", "twin", "pruned"); ``model`` is trained in place,
+    and so is ``matching``, which compares its hidden states with a teacher's.
     """
 
     who: str
@@ -78,6 +81,12 @@ class Training:
     seed: int
     precision: Precision
     parallel: ParallelKind = "ddp"
+    matching: HiddenMatching | None = None
+
+    @property
+    def learner(self) -> nn.Module:
+        """All that learns: the model, and beside it the projections of its hidden states where they are matched."""
+        return self.model if self.matching is None else nn.ModuleDict({"model": self.model, "matching": self.matching})
 
 
 def fit(
@@ -108,7 +117,8 @@ class _Fit:
         self.parallel = Parallel(training.model.float(), training.parallel, self.world)  # type: ignore[no-untyped-call]
         self.model = self.parallel.model
         self.peak_rate = settings.learning_rate or default_learning_rate(self.model.num_parameters())
-        self.optimizer = _optimizer(self.model, settings.weight_decay)
+        self.learner = self.model if training.matching is None else training.learner
+        self.optimizer = _optimizer(self.learner, settings.weight_decay)
         self.steps_per_epoch = math.ceil(len(training.text.sequences) / settings.batch_sentences)
         self.num_steps = self.steps_per_epoch * settings.epochs
         self.num_tokens = int(training.text.sequences.lengths_N.sum()) * settings.epochs
@@ -117,7 +127,7 @@ class _Fit:
 
     def train(self, checkpoint: Checkpoint, checkpoint_seconds: float) -> None:
         """Run the steps that are left, with checkpoints in between."""
-        saved = checkpoint.restore(self.model, self.optimizer)
+        saved = checkpoint.restore(self.learner, self.optimizer)
         if saved is not None:
             self.progress = _Progress(**{name: saved[name] for name in vars(self.progress)})
             self.trace.note(
@@ -140,12 +150,12 @@ class _Fit:
                 shown_at = now
             signal_number, due = self.world.largest([interrupt.received(), now - saved_at > spacing_s])
             if signal_number or due:
-                checkpoint.save(self.model, self.optimizer, vars(self.progress))
+                checkpoint.save(self.learner, self.optimizer, vars(self.progress))
                 saved_at = time.perf_counter()
                 spacing_s = max(checkpoint_seconds, (saved_at - now) / _MOST_TIME_ON_CHECKPOINTS)
             if signal_number:
                 raise Interrupted(int(signal_number))
-        checkpoint.load_best(self.training.model)
+        checkpoint.load_best(self.training.learner)
 
     def _one_step(self) -> None:
         start = time.perf_counter()
@@ -164,7 +174,7 @@ class _Fit:
         rows_B = self._order_of(epoch)[first : first + settings.batch_sentences]
         self.model.train()
         loss_sum, num_positions = self._accumulate_gradients(rows_B)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.gradient_clip)
+        torch.nn.utils.clip_grad_norm_(self.learner.parameters(), settings.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if not math.isfinite(loss_sum):
@@ -205,8 +215,11 @@ class _Fit:
         tokens, scored = self.training.text.sequences.rows(rows_B)
         tokens_BT, scored_BT = torch.from_numpy(tokens).to(device), torch.from_numpy(scored).to(device)
         labels = self.training.text.labels.read(rows_B).to(device) if self.training.text.labels is not None else None
-        with _autocast(device.type, self.training.precision):
+        matching = self.training.matching
+        watched = matching.student_blocks if matching is not None else ()
+        with _autocast(device.type, self.training.precision), watched_blocks(self.model, watched) as states:
             hidden_PD = hidden_states(self.model, tokens_BT)[scored_BT]
+            matched = 0.0 if matching is None else matching(states, tokens_BT, scored_BT)
         sums = objective_from_hidden(
             self.training.objective,
             hidden_PD,
@@ -216,7 +229,7 @@ class _Fit:
             head_parameters=output_head(self.model).parameters(),
             chunk=positions_at_once(self.model.config.vocab_size),
         )
-        return sums[TOTAL]
+        return sums[TOTAL] + matched
 
     def _logits(self, hidden_PD: Tensor) -> Tensor:
         with _autocast(hidden_PD.device.type, self.training.precision):
@@ -244,12 +257,14 @@ class _Fit:
             "tokens_per_s": self.num_tokens / self.training.settings.epochs / max(progress.epoch_seconds, 1e-9),
             "seconds": progress.epoch_seconds,
         }
+        if "validation_kl_nats" in measured and "validation_agreement" not in measured and epoch == 1:
+            self.trace.note("validation", "agreement isn't measured: draws don't tell the teacher's likeliest token")
         progress.history.append(entry)
         entry["observation"] = observe(progress.history, epoch)
         progress.epoch_loss_nats, progress.epoch_positions, progress.epoch_seconds = 0.0, 0, 0.0
         if best_epoch(progress.history) == epoch:
-            checkpoint.save_best(self.model)
-        checkpoint.save(self.model, self.optimizer, vars(progress))
+            checkpoint.save_best(self.learner)
+        checkpoint.save(self.learner, self.optimizer, vars(progress))
         self._tell(entry)
 
     def _tell(self, entry: Mapping[str, Any]) -> None:
@@ -270,9 +285,9 @@ def best_epoch(history: list[dict[str, Any]]) -> int:
     return int(min(history, key=lambda entry: entry["validation_loss_nats"])["epoch"])
 
 
-def _optimizer(model: PreTrainedModel, weight_decay: float) -> torch.optim.AdamW:
+def _optimizer(learner: nn.Module, weight_decay: float) -> torch.optim.AdamW:
     """AdamW; matrices decay, norms don't."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": weight_decay},
         {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},

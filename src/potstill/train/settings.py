@@ -6,7 +6,7 @@ from pydantic import Field
 
 from potstill.core.errors import RecipeError
 from potstill.core.settings import Count, Settings
-from potstill.distill.settings import ForwardKl, Loss, needs_labels
+from potstill.distill.settings import ForwardKl, Loss, hidden_states_of, needs_labels
 
 __all__ = [
     "GrowFrom",
@@ -130,4 +130,5 @@ def check_growth(grow: GrowFrom, blocks: int) -> None:
 
 def wants_twin(student: StudentSettings, *, has_teacher: bool) -> bool:
     """Whether the student's plain twin is trained too: as asked for, else if there is a teacher to compare with."""
-    return has_teacher and needs_labels(student.losses) if student.twin is None else student.twin
+    taught = needs_labels(student.losses) or hidden_states_of(student.losses) is not None
+    return has_teacher and taught if student.twin is None else student.twin

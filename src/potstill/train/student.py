@@ -1,17 +1,19 @@
 """The student stage: build the small model, train it on the soft labels, and train its plain twin without them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from potstill.core.errors import BugError, RecipeError
 from potstill.core.trace import Trace
 from potstill.core.world import current
 from potstill.data.facts import token_facts
 from potstill.data.sequences import PackedSequences
+from potstill.distill.hidden import HiddenMatching
 from potstill.distill.objective import Objective
-from potstill.distill.settings import CrossEntropy
+from potstill.distill.settings import CrossEntropy, Loss, hidden_states_of
 from potstill.distill.student import build_student
 from potstill.labels.store import LabelStore
 from potstill.model.store import load_model, model_fingerprint, save_model, tokenizer_fingerprint
@@ -19,7 +21,7 @@ from potstill.train.loop import Training, TrainingText, fit
 from potstill.train.precision import resolve_device, resolve_precision
 from potstill.train.settings import Machine, StudentSettings, wants_twin
 
-__all__ = ["LabelledText", "labelled_text", "train_student"]
+__all__ = ["LabelledText", "hidden_matching", "labelled_text", "train_student"]
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,10 @@ def train_student(
     text = labelled_text(inputs, num_sentences)
     tokens_NT = text.train.sequences.tokens_NT
     trace.input("text", shape=tokens_NT.shape, dtype=str(tokens_NT.dtype), example=tokens_NT[0, :12].tolist())
-    _train(settings, machine, text, inputs, out, trace, who="student", objective=Objective(settings.losses))
+    _train(settings, machine, text, inputs, out, trace, who="student", losses=settings.losses)
     if wants_twin(settings, has_teacher="teacher" in inputs):
         plain = text.without_training_labels()
-        _train(settings, machine, plain, inputs, out / "twin", trace, who="twin", objective=Objective([CrossEntropy()]))
+        _train(settings, machine, plain, inputs, out / "twin", trace, who="twin", losses=[CrossEntropy()])
 
 
 def _train(
@@ -83,7 +85,7 @@ def _train(
     trace: Trace,
     *,
     who: str,
-    objective: Objective,
+    losses: Sequence[Loss],
 ) -> None:
     device = resolve_device(machine.device)
     precision = resolve_precision(machine.precision, device)
@@ -94,17 +96,40 @@ def _train(
         model=model,
         text=text.train,
         validation=text.validation,
-        objective=objective,
+        objective=Objective(losses),
         settings=settings,
         seed=machine.seed,
         precision=precision,
         parallel=machine.parallel,
+        matching=hidden_matching(losses, model, inputs, seed=machine.seed),
     )
     fit(training, out, trace)
     if current().leads:
         save_model(model.cpu(), inputs["data"] / "tokenizer", out / "model")
     words = f"{model.config.num_hidden_layers} blocks, {model.config.hidden_size} wide"
     trace.output(who, shape=[model.num_parameters()], dtype="float32", example=words)
+
+
+def hidden_matching(
+    losses: Sequence[Loss], student: PreTrainedModel, inputs: Mapping[str, Path], *, seed: int
+) -> HiddenMatching | None:
+    """What compares the student's hidden states with its teacher's, on the student's device; None if no loss asks.
+
+    Raises: RecipeError: several processes train together; projections are kept by one.
+    """
+    settings = hidden_states_of(losses)
+    if settings is None:
+        return None
+    if "teacher" not in inputs:
+        raise BugError("hidden states are to be matched without a teacher; the recipe should have been refused")
+    if current().size > 1:
+        raise RecipeError(
+            f"hidden states are matched by one process, and this run has {current().size}",
+            where="losses.hidden_states",
+            next_step="run it without torchrun, or leave this loss out",
+        )
+    matching = HiddenMatching(settings, student, load_model(inputs["teacher"] / "model").to(student.device), seed=seed)  # type: ignore[arg-type] # transformers wraps torch's `to`
+    return matching.to(student.device)
 
 
 def _initial_student(settings: StudentSettings, machine: Machine, inputs: Mapping[str, Path]) -> PreTrainedModel:

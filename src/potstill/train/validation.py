@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from potstill.core.errors import BugError, InputError
 from potstill.core.world import current
 from potstill.data.sequences import PackedSequences
+from potstill.distill.chunks import positions_at_once
 from potstill.distill.divergences import cross_entropy
-from potstill.distill.objective import Objective, divergence, positions_at_once
+from potstill.distill.objective import Objective, divergence
 from potstill.distill.settings import Divergence, ForwardKl
 from potstill.labels.kinds import DenseLabels, SampledLabels, SoftLabels, TopKLabels
 from potstill.labels.store import LabelStore
