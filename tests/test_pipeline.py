@@ -1,6 +1,7 @@
 """The pipeline as a user runs it: real processes, real signals, real files."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -43,7 +44,7 @@ data:
   tokenizer: {kind: train, vocabulary: 300}
 teacher: {kind: train, parameters: 60k, epochs: 3, sentences: 150}
 labels: {kind: top_k, k: 8}
-student: {parameters: 40k, epochs: 4}
+student: {parameters: 40k, epochs: 4, twin: steps}
 quantize: [{scheme: float16}, {scheme: int8}]
 export: [{format: gguf}]
 evaluate: {prompts: ["the small"], prompt_tokens: 16, new_tokens: 8, rounds: 1, resamples: 100}
@@ -133,6 +134,28 @@ def test_a_run_makes_every_key_of_the_summary_and_a_report(undisturbed):
     assert summary["twin"]["interval_95"][0] <= summary["twin"]["difference_nats"] <= summary["twin"]["interval_95"][1]
     assert len(summary["training"]["student"]) == 4
     assert "<html" in (run / "report.html").read_text()
+
+
+def test_draws_distil_and_are_judged_at_equal_steps_and_at_equal_time(folder):
+    """The whole way from sampled labels; the longer twin trains in the time that asking the teacher took, too."""
+    finish(folder, "drawn", "--set", "labels={kind: sampled, draws: 8}", "--set", "student.twin=true")
+    summary = json.loads((folder / "drawn" / "summary.json").read_text())
+    assert summary["labels"]["kind"] == "sampled"
+    assert {"validation_kl_nats", "validation_agreement"} <= summary["training"]["student"][-1].keys()
+    check = summary["teacher_check"]
+    assert (check["teacher_nats"] >= check["plain_nats"]) == any(
+        "nothing to learn" in text for text in summary["warnings"]
+    )
+    equal_time = summary["twin"]["equal_time"]
+    seconds = equal_time["student_s"] + equal_time["opening_s"] + equal_time["capture_s"]
+    assert equal_time["capture_s"] > 0
+    assert equal_time["epochs"] == max(4, math.ceil(seconds / equal_time["plain_s_per_epoch"]))
+    assert equal_time["interval_95"][0] <= equal_time["difference_nats"] <= equal_time["interval_95"][1]
+    longer = summary["training"]["twin-long"]
+    assert len(longer) == (equal_time["epochs"] if equal_time["epochs"] > 4 else 0)
+    assert any(row["name"] == "twin-long" for row in summary["models"]) == bool(longer)
+    page = (folder / "drawn" / "report.html").read_text()
+    assert "trained as long" in page
 
 
 def test_run_again_does_nothing_twice(folder, undisturbed):

@@ -21,7 +21,7 @@ from potstill.labels.settings import Dense, LabelKind, Sampled
 from potstill.model.shapes import shape_for_budget
 from potstill.recipe import Recipe
 from potstill.stages import Stage, stage_fingerprint, stages_of
-from potstill.train.settings import LoadedTeacher, TrainedTeacher
+from potstill.train.settings import LoadedTeacher, TrainedTeacher, twins_wanted
 
 __all__ = ["disk_bytes_to_write", "plan"]
 
@@ -201,13 +201,18 @@ def _label_bytes(labels: LabelKind, vocabulary: int) -> tuple[int, int]:
 
 def _student(recipe: Recipe, sizes: _Sizes) -> _Cost:
     student, weights = recipe.student, sizes.student
-    models = 2 if student.twin or (student.twin is None and recipe.labels is not None) else 1
+    twins = twins_wanted(student, has_teacher=recipe.teacher is not None)
+    models = {"both": 3, "steps": 2, None: 1}[twins]
     tokens = recipe.data.sentences * recipe.data.tokens_per_sentence * student.epochs
     memory = _training_bytes(
         recipe, sizes, student.parameters, student.micro_batch_sentences or student.batch_sentences
     )
-    does = f"train, {student.epochs} epochs" + (", and its twin" if models == 2 else "")
+    does = (
+        f"train, {student.epochs} epochs" + {"both": ", and its two twins", "steps": ", and its twin", None: ""}[twins]
+    )
     seconds = models * sizes.training_s(weights, tokens)
+    if twins == "both" and seconds is not None:
+        seconds += sizes.reading_s(sizes.teacher or 0, recipe.data.sentences * recipe.data.tokens_per_sentence)
     if hidden_states_of(student.losses) is not None:
         seconds += sizes.reading_s(sizes.teacher or 0, tokens)
         memory += 4 * (sizes.teacher or 0)

@@ -156,7 +156,7 @@ def _student(recipe: Recipe) -> Stage:
         "machine": _machine(recipe),
         "sentences": recipe.data.sentences,
     }
-    scratch = (*_CHECKPOINTS, *(f"twin/{name}" for name in _CHECKPOINTS))
+    scratch = tuple(f"{who}{name}" for who in ("", "twin/", "twin-long/") for name in _CHECKPOINTS)
     kind = "distil" if recipe.labels else "train"
     return Stage(
         "04-student", kind, settings, _text_inputs(recipe), run, scratch=scratch, code_version=2, together=True

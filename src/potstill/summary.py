@@ -35,6 +35,7 @@ def summarise(
         "labels": _optional(directories, "03-labels", "labels.json", None),
         "label_example": _optional(directories, "03-labels", "example.json", None),
         "twin": _optional(directories, "08-evaluate", "twin.json", None),
+        "teacher_check": _optional(directories, "04-student", "teacher_check.json", None),
         "hardware": _optional(directories, "08-evaluate", "hardware.json", None),
         "predictions": _optional(directories, "08-evaluate", "predictions.json", []),
         "prune": _optional(directories, "05-prune", "prune.json", None),
@@ -84,6 +85,7 @@ def _training(directories: Mapping[str, Path]) -> dict[str, Any]:
         "teacher": directories["02-teacher"] / "history.json" if "02-teacher" in directories else None,
         "student": student / "history.json",
         "twin": student / "twin" / "history.json",
+        "twin-long": student / "twin-long" / "history.json",
         "pruned": directories["05-prune"] / "history.json" if "05-prune" in directories else None,
     }
     return {who: read_json(path) if path is not None and path.exists() else [] for who, path in places.items()}

@@ -13,6 +13,7 @@ _MODEL_STAGES = {
     "teacher": "teacher/model",
     "student": "student/model",
     "twin": "student/twin/model",
+    "twin-long": "student/twin-long/model",
     "pruned": "prune/model",
 }
 

@@ -63,14 +63,16 @@ def paired_difference(a: Scores, b: Scores, *, seed: int, num_resamples: int) ->
     return float(difference_N.sum()) / a.num_scored, float(low), float(high)
 
 
-def twin_verdict(student: Scores, twin: Scores, *, seed: int, num_resamples: int) -> dict[str, Any]:
-    """Did the teacher help? The distilled student against its plain twin: same shape, same text, no teacher.
+def twin_verdict(
+    student: Scores, twin: Scores, *, seed: int, num_resamples: int, which: str = "the plain twin"
+) -> dict[str, Any]:
+    """Did the teacher help? The distilled student against a plain twin: same shape, same text, no teacher.
 
     Returns: ``{"difference_nats", "interval_95": [low, high], "verdict"}``, student minus twin, so below zero means
     that distilling helped; the verdict says "can't be told" where the interval holds zero.
     """
     difference, low, high = paired_difference(student, twin, seed=seed, num_resamples=num_resamples)
-    span = f"{_signed(difference)} nats per token against the plain twin (95 % interval {_signed(low)} to "
+    span = f"{_signed(difference)} nats per token against {which} (95 % interval {_signed(low)} to "
     span += f"{_signed(high)}), perplexity {student.perplexity:.1f} against {twin.perplexity:.1f}"
     if high < 0:
         verdict = f"Distilling helped: {span}."

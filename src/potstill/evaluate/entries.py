@@ -32,15 +32,15 @@ class Entry:
 def find_entries(inputs: Mapping[str, Path]) -> list[Entry]:
     """Everything to evaluate, in the table's order: a model, then what was made from it, then the next model.
 
-    Reads: teacher, student (and the twin beside it), pruned, quantize, export; all but the student may be absent. A
+    Reads: teacher, student (and the twins beside it), pruned, quantize, export; all but the student may be absent. A
     quantized directory is an entry only where no file was exported from it: the file is what runs.
     Raises: InputError: there is no student.
     """
     models = {base: inputs[base] / "model" for base in ("teacher", "student", "pruned") if base in inputs}
     if "student" in inputs:
-        models["twin"] = inputs["student"] / "twin" / "model"
+        models |= {twin: inputs["student"] / twin / "model" for twin in ("twin", "twin-long")}
     entries: list[Entry] = []
-    for base in ("teacher", "student", "twin", "pruned"):
+    for base in ("teacher", "student", "twin", "twin-long", "pruned"):
         if base in models and (models[base] / "config.json").is_file():
             entries += [Entry(base, models[base], base), *_made_from(base, inputs)]
     if not any(entry.key == "student" for entry in entries):

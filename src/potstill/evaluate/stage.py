@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def evaluate_models(settings: EvaluateSettings, inputs: Mapping[str, Path], out:
     write_json(out / "models.json", table)
     write_json(out / "hardware.json", {**hardware(), "threads": threads})
     write_json(out / "predictions.json", predictions)
-    write_json(out / "twin.json", _twin(scores, settings, trace))
+    write_json(out / "twin.json", _twin(scores, settings, inputs["student"], trace))
     _tell_output(table, speeds, predictions, trace)
 
 
@@ -132,12 +133,22 @@ def _predictions(
     ]
 
 
-def _twin(scores: Mapping[str, Scores], settings: EvaluateSettings, trace: Trace) -> dict[str, Any] | None:
+def _twin(
+    scores: Mapping[str, Scores], settings: EvaluateSettings, student: Path, trace: Trace
+) -> dict[str, Any] | None:
+    """The verdict at equal steps, and under ``equal_time`` the one at equal wall-clock, null where nobody wanted it."""
     if "twin" not in scores:
         return None
-    verdict = twin_verdict(scores["student"], scores["twin"], seed=settings.seed, num_resamples=settings.resamples)
+    judge = partial(twin_verdict, scores["student"], seed=settings.seed, num_resamples=settings.resamples)
+    verdict = judge(scores["twin"])
     trace.note("twin", verdict["verdict"])
-    return verdict
+    time_facts = read_json(student / "equal_time.json") if (student / "equal_time.json").is_file() else None
+    if time_facts is None:
+        return {**verdict, "equal_time": None}
+    which = f"the plain twin that trained as long, {time_facts['epochs']} epochs"
+    equal_time = judge(scores.get("twin-long", scores["twin"]), which=which)
+    trace.note("twin", equal_time["verdict"])
+    return {**verdict, "equal_time": {**equal_time, **time_facts}}
 
 
 def _tell_input(sequences: PackedSequences, coder: TextCoder, trace: Trace) -> None:

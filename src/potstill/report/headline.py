@@ -95,7 +95,7 @@ def _worth(summary: Summary) -> str:
     if twin is None or twin.difference_nats is None:
         return ""
     if any(char.isdigit() for char in twin.verdict):
-        return twin.verdict
+        return f"{twin.verdict} {twin.equal_time.verdict if twin.equal_time else ''}".rstrip()
     interval = ""
     bounds = twin.interval_95
     if bounds is not None and len(bounds) == 2 and None not in bounds:

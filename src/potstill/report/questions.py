@@ -186,6 +186,9 @@ def was_it_worth_it(summary: Summary) -> Question | None:
         f"{figures.signed_nats(twin.difference_nats)} per token: a perplexity {figures.share(abs(1 - ratio))} {better}."
     )
     answer = [explained, twin.verdict]
+    if twin.equal_time is not None:
+        costs = "Asking the teacher took time too, in which a student without one would have gone on learning."
+        answer += [f"{costs} {twin.equal_time.verdict}"]
     return Question(
         "Was the teacher worth its trouble?",
         [part for part in answer if part],

@@ -136,10 +136,16 @@ class Labels(_Part):
     bytes_per_token: Number = None
 
 
-class Twin(_Part):
+class Comparison(_Part):
     difference_nats: Number = None
     interval_95: list[Number] | None = None
     verdict: str = ""
+
+
+class Twin(Comparison):
+    """At equal steps, and in ``equal_time`` at equal wall-clock."""
+
+    equal_time: Comparison | None = None
 
 
 class LabelEntry(_Part):

@@ -30,7 +30,7 @@ _ENGINES = {"pytorch": "PyTorch"}
 _MAX_LABEL = 30
 _SQUARES_PX, _SQUARES_GAP_PX = 560, 26
 _SMALLEST_PX, _LARGEST_PX = 80, 190
-_NOT_SHIPPED = {"teacher", "twin"}
+_NOT_SHIPPED = {"teacher", "twin", "twin-long"}
 _PRIORITY = {"gguf": 0, "safetensors": 1}
 
 
@@ -103,7 +103,7 @@ def squares(models: Sequence[Model]) -> list[Square]:
     chosen: dict[tuple[str, str], Model] = {}
     for model in models:
         found = find(models, base_of(model), model.dtype)
-        if found is not None and found.bytes and base_of(model) != "twin":
+        if found is not None and found.bytes and not base_of(model).startswith("twin"):
             chosen.setdefault((base_of(model), model.dtype), found)
     largest = max((model.bytes or 0 for model in chosen.values()), default=0)
     return [
@@ -124,7 +124,7 @@ def by_dtype(models: Sequence[Model]) -> list[ByDtype]:
     """Measured file sizes by dtype, a row per model and format; the twin's would repeat the student's."""
     table: dict[tuple[str, str], dict[str, float | None]] = {}
     for model in models:
-        if model.dtype in DTYPES and model.bytes is not None and base_of(model) != "twin":
+        if model.dtype in DTYPES and model.bytes is not None and not base_of(model).startswith("twin"):
             table.setdefault((base_of(model), model.format), {}).setdefault(model.dtype, model.bytes)
     return [ByDtype(base, format_, [sizes.get(name) for name in DTYPES]) for (base, format_), sizes in table.items()]
 

@@ -20,7 +20,7 @@ __all__ = [
     "TrainingSettings",
     "check_growth",
     "default_learning_rate",
-    "wants_twin",
+    "twins_wanted",
 ]
 
 Precision = Literal["float32", "bfloat16"]
@@ -106,13 +106,14 @@ class StudentSettings(TrainingSettings):
     """The small model and how it learns.
 
     ``from``: "scratch", or "teacher" for an embedding table that starts as the teacher's, projected. ``twin``: also
-    train the same student, from the same initial weights, without the teacher; null = if there is a teacher.
+    train the same student, from the same initial weights, without the teacher: true = once for as many steps and once
+    for as long as distilling took, "steps" = only the former; null = true if there is a teacher.
     """
 
     parameters: Annotated[Count, Field(gt=0)] = 500_000
     start: Annotated[Literal["scratch", "teacher"], Field(alias="from")] = "scratch"
     losses: tuple[Loss, ...] = (ForwardKl(),)
-    twin: bool | None = None
+    twin: bool | Literal["steps"] | None = None
 
 
 def check_growth(grow: GrowFrom, blocks: int) -> None:
@@ -128,7 +129,10 @@ def check_growth(grow: GrowFrom, blocks: int) -> None:
         )
 
 
-def wants_twin(student: StudentSettings, *, has_teacher: bool) -> bool:
-    """Whether the student's plain twin is trained too: as asked for, else if there is a teacher to compare with."""
+def twins_wanted(student: StudentSettings, *, has_teacher: bool) -> Literal["both", "steps"] | None:
+    """Which plain twins are trained too: as asked for, else both if there is a teacher to compare with."""
+    if student.twin == "steps":
+        return "steps"
     taught = needs_labels(student.losses) or hidden_states_of(student.losses) is not None
-    return has_teacher and taught if student.twin is None else student.twin
+    wanted = has_teacher and taught if student.twin is None else student.twin
+    return "both" if wanted else None

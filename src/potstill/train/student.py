@@ -1,8 +1,11 @@
-"""The student stage: build the small model, train it on the soft labels, and train its plain twin without them."""
+"""The student stage: build the small model, train it on the soft labels, and train its plain twins without them."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -19,7 +22,8 @@ from potstill.labels.store import LabelStore
 from potstill.model.store import load_model, model_fingerprint, save_model, tokenizer_fingerprint
 from potstill.train.loop import Training, TrainingText, fit
 from potstill.train.precision import resolve_device, resolve_precision
-from potstill.train.settings import Machine, StudentSettings, wants_twin
+from potstill.train.settings import Machine, StudentSettings, twins_wanted
+from potstill.train.twins import check_teacher_is_better, epochs_of_equal_time
 
 __all__ = ["LabelledText", "hidden_matching", "labelled_text", "train_student"]
 
@@ -63,30 +67,47 @@ def train_student(
     out: Path,
     trace: Trace,
 ) -> None:
-    """Train the student, then its plain twin from the same initial weights.
+    """Train the plain twin, look whether the teacher is better than it, and train the student; then the longer twin.
 
-    Reads: data, and with a teacher: teacher, labels. Writes: model/, history.json, and twin/ with the same two.
+    All start from the same initial weights.
+
+    Reads: data, and with a teacher: teacher, labels. Writes: model/, history.json; twin/ and twin-long/ with the same
+    two, teacher_check.json and equal_time.json where they are wanted.
     """
+    start = time.perf_counter()
     text = labelled_text(inputs, num_sentences)
+    opening_s = time.perf_counter() - start
     tokens_NT = text.train.sequences.tokens_NT
     trace.input("text", shape=tokens_NT.shape, dtype=str(tokens_NT.dtype), example=tokens_NT[0, :12].tolist())
-    _train(settings, machine, text, inputs, out, trace, who="student", losses=settings.losses)
-    if wants_twin(settings, has_teacher="teacher" in inputs):
-        plain = text.without_training_labels()
-        _train(settings, machine, plain, inputs, out / "twin", trace, who="twin", losses=[CrossEntropy()])
+    plain, wanted = text.without_training_labels(), twins_wanted(settings, has_teacher="teacher" in inputs)
+    train = partial(_train, machine=machine, inputs=inputs, trace=trace)
+    twin: list[dict[str, Any]] = []
+    if wanted:
+        twin = train(settings, text=plain, out=out / "twin", who="twin", losses=[CrossEntropy()])
+    if twin and "teacher" in inputs:
+        device = resolve_device(machine.device)
+        precision = resolve_precision(machine.precision, device)
+        teacher = inputs["teacher"] / "model"
+        check_teacher_is_better(teacher, text.validation, twin, out, trace, device=device, precision=precision)
+    student = train(settings, text=text, out=out, who="student", losses=settings.losses)
+    if wanted == "both" and "labels" in inputs:
+        epochs = epochs_of_equal_time(student, twin, inputs["labels"], out, trace, opening_s=opening_s)
+        if epochs > settings.epochs:
+            longer = settings.model_copy(update={"epochs": epochs})
+            train(longer, text=plain, out=out / "twin-long", who="twin-long", losses=[CrossEntropy()])
 
 
 def _train(
     settings: StudentSettings,
+    *,
     machine: Machine,
     text: LabelledText,
     inputs: Mapping[str, Path],
     out: Path,
     trace: Trace,
-    *,
     who: str,
     losses: Sequence[Loss],
-) -> None:
+) -> list[dict[str, Any]]:
     device = resolve_device(machine.device)
     precision = resolve_precision(machine.precision, device)
     model = _initial_student(settings, machine, inputs).to(device)  # type: ignore[arg-type] # transformers wraps torch's `to`
@@ -103,11 +124,12 @@ def _train(
         parallel=machine.parallel,
         matching=hidden_matching(losses, model, inputs, seed=machine.seed),
     )
-    fit(training, out, trace)
+    history = fit(training, out, trace)
     if current().leads:
         save_model(model.cpu(), inputs["data"] / "tokenizer", out / "model")
     words = f"{model.config.num_hidden_layers} blocks, {model.config.hidden_size} wide"
     trace.output(who, shape=[model.num_parameters()], dtype="float32", example=words)
+    return history
 
 
 def hidden_matching(
