@@ -34,7 +34,7 @@ quantize: []
 export: []
 evaluate: {prompts: ["the small"], prompt_tokens: 16, new_tokens: 8, rounds: 1, resamples: 100}
 """
-_TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+_TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 _MODULE = ["-m", "potstill", "run"]
 _STUDENT = Path("stages") / "04-student"
 

@@ -40,7 +40,7 @@ def test_two_processes_write_what_is_missing_and_the_store_of_one(tmp_path, made
     damaged = tmp_path / "two" / "train" / "shard-00000512.labels"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     (tmp_path / "two" / "validation" / "shard-00000000.labels").unlink()
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(PROGRAM)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(PROGRAM)]
     arguments = [SETTINGS.model_dump_json(), str(made["data"]), str(made["teacher"]), str(tmp_path / "two")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(

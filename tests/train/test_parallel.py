@@ -40,7 +40,15 @@ def job(out: Path, kind: str, **more) -> dict:
 def launch(num_processes: int, jobs: list[dict], folder: Path) -> None:
     file = folder / f"jobs-{num_processes}.json"
     file.write_text(json.dumps(jobs))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_processes), str(PROGRAM)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(num_processes),
+        str(PROGRAM),
+    ]
     ended = subprocess.run(
         [*command, str(file)],
         capture_output=True,
