@@ -1,11 +1,17 @@
 """Which tensors does a model directory hold? Read one at a time, without building the model.
 
 A *plain* directory is Hugging Face's (``model.safetensors``, or shards with an index). A *quantized* one holds
-``quantized.safetensors`` instead: ``NAME.codes`` and ``NAME.scales`` for each quantized tensor, the others as they are.
+``quantized.safetensors`` instead: ``NAME.codes`` and ``NAME.scales`` for each quantized tensor, the others as they are,
+and under the metadata key ``scheme`` the settings that made it. Codes of 8 bits stand there as int8 [O, I], codes of
+4 bits as uint8 [O, I / 2]: the code of column 2j plus 8 in the low half of a byte, that of 2j + 1 in the high half.
 
-Shapes: O rows (outputs) of a weight, I columns (inputs), G groups of I / G columns that share a scale.
+Shapes: O rows (outputs) of a weight, I columns (inputs), G groups of I / G columns that share a scale. GPT-2 stores its
+linears with inputs first; codes are [O, I] there too, and only ``read`` and ``shape`` speak of the stored order.
 """
 
+import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,29 +25,55 @@ from torch import Tensor
 from potstill.core.errors import InputError
 from potstill.model.directory import check_config, weight_files
 
-__all__ = ["CODES", "QUANTIZED_FILE", "SCALES", "CodedTensor", "Weights", "dequantize", "load_quantized"]
+__all__ = [
+    "CODES",
+    "QUANTIZED_FILE",
+    "SCALES",
+    "CodedTensor",
+    "Weights",
+    "coded_entries",
+    "dequantize",
+    "inputs_first",
+    "load_quantized",
+]
 
 QUANTIZED_FILE = "quantized.safetensors"
 CODES = ".codes"
 SCALES = ".scales"
 
+_CONV1D = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 _HEAD = "lm_head.weight"
 _EMBEDDING = "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
 class CodedTensor:
-    """A weight as integers and the scale of each group of columns.
+    """A weight as integers of 8 or 4 ``bits`` (-8..7) and the scale of each group of I / G columns.
 
-    Shapes: codes_OI int8; scales_OG float16.
+    Shapes: codes_OI int8, whatever the bits; scales_OG float16, G = 1 for one scale per row.
     """
 
     codes_OI: NDArray[np.int8]
     scales_OG: NDArray[np.float16]
+    bits: int = 8
+
+
+def coded_entries(name: str, coded: CodedTensor) -> dict[str, Tensor]:
+    """The entries of ``quantized.safetensors`` for a coded tensor: codes of 4 bits two to a byte, and scales."""
+    codes = coded.codes_OI
+    if coded.bits == 4:
+        shifted_OI = (codes + 8).astype(np.uint8)
+        codes = shifted_OI[:, 0::2] | (shifted_OI[:, 1::2] << 4)
+    return {name + CODES: torch.from_numpy(codes), name + SCALES: torch.from_numpy(coded.scales_OG)}
+
+
+def inputs_first(config: Mapping[str, Any], name: str) -> bool:
+    """Whether a family stores this weight as [inputs, outputs]: the linears of GPT-2's blocks."""
+    return config.get("model_type") == "gpt2" and bool(_CONV1D.search(name))
 
 
 def dequantize(coded: CodedTensor) -> NDArray[np.float32]:
-    """Code times its group's scale, in float32: exactly the numbers that every runtime computes from a Q8_0 block.
+    """Code times its group's scale, in float32: exactly the numbers that every runtime computes from the same block.
 
     Returns: float32 [O, I].
     """
@@ -78,11 +110,22 @@ class Weights:
         keys = [key for key in self._file_of if not (self.quantized and key.endswith(SCALES))]
         return sorted(key.removesuffix(CODES) if self.quantized else key for key in keys)
 
+    @property
+    def scheme(self) -> Mapping[str, Any]:
+        """The settings that a quantized directory was made with; empty for a plain one."""
+        if not self.quantized:
+            return {}
+        with _opened(self.directory / QUANTIZED_FILE) as file:
+            scheme: dict[str, Any] = json.loads((file.metadata() or {}).get("scheme", "{}"))
+        return scheme
+
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, from the file's header alone."""
-        key = name + CODES if self.is_coded(name) else name
-        with _opened(self._file_of[key]) as file:
-            return tuple(file.get_slice(key).get_shape())
+        """The shape of a tensor as Hugging Face has it, from the file's header alone."""
+        if not self.is_coded(name):
+            return self._stored(name)[0]
+        (rows, columns), packed = self._stored(name + CODES)
+        columns *= 2 if packed else 1
+        return (columns, rows) if inputs_first(self.config, name) else (rows, columns)
 
     def is_coded(self, name: str) -> bool:
         """Whether the tensor is stored as codes and scales."""
@@ -91,12 +134,19 @@ class Weights:
     def read(self, name: str) -> Tensor:
         """A tensor in the dtype of the file; a coded one dequantized to float32."""
         if self.is_coded(name):
-            return torch.from_numpy(dequantize(self.read_coded(name)))
+            weight = torch.from_numpy(dequantize(self.read_coded(name)))
+            return weight.T.contiguous() if inputs_first(self.config, name) else weight
         return self._read(name)
 
     def read_coded(self, name: str) -> CodedTensor:
-        """The codes and scales of a coded tensor."""
-        return CodedTensor(self._read(name + CODES).numpy(), self._read(name + SCALES).numpy())
+        """The codes and scales of a coded tensor, [O, I] in every family."""
+        codes, scales_OG = self._read(name + CODES).numpy(), self._read(name + SCALES).numpy()
+        if codes.dtype != np.uint8:
+            return CodedTensor(codes, scales_OG)
+        codes_OI = np.empty((codes.shape[0], 2 * codes.shape[1]), dtype=np.int8)
+        codes_OI[:, 0::2] = (codes & 15).astype(np.int8) - 8
+        codes_OI[:, 1::2] = (codes >> 4).astype(np.int8) - 8
+        return CodedTensor(codes_OI, scales_OG, bits=4)
 
     def num_parameters(self) -> int:
         """How many numbers the tensors hold; tied weights count once."""
@@ -113,6 +163,12 @@ class Weights:
             with _opened(path) as file:
                 located |= dict.fromkeys(file.keys(), path)
         return located
+
+    def _stored(self, key: str) -> tuple[tuple[int, ...], bool]:
+        """The shape of an entry of the file, and whether its dtype is uint8."""
+        with _opened(self._file_of[key]) as file:
+            entry = file.get_slice(key)
+            return tuple(entry.get_shape()), entry.get_dtype() == "U8"
 
     def _read(self, key: str) -> Tensor:
         path = self._file_of[key]
