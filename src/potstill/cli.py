@@ -166,7 +166,7 @@ def generate(
     from potstill.model.directory import locate  # noqa: PLC0415
     from potstill.terminal import visible_lines  # noqa: PLC0415
 
-    path = variant_path(model) or (Path(model) if model.endswith(".gguf") else locate(model))
+    path = variant_path(model) or (Path(model) if Path(model).exists() or model.endswith(".gguf") else locate(model))
     _print(visible_lines(prompt + continue_text(path, prompt, tokens)))
 
 

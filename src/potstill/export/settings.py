@@ -1,10 +1,12 @@
 """Into which files do the models go? What a recipe's ``export`` list can name; torch-free."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from potstill.core.settings import Settings
 
-__all__ = ["DTYPES", "Dtype", "Export", "GgufExport"]
+__all__ = ["DTYPES", "Dtype", "Export", "GgufExport", "OnnxExport"]
 
 Dtype = Literal["float32", "float16", "int8"]
 DTYPES: tuple[Dtype, ...] = ("float32", "float16", "int8")
@@ -16,5 +18,16 @@ class GgufExport(Settings):
     format: Literal["gguf"] = "gguf"
 
 
-Export = GgufExport
-"""One entry of a recipe's ``export`` list; becomes a tagged union with the second format."""
+class OnnxExport(Settings):
+    """One ONNX folder per model and dtype, for onnxruntime.
+
+    ``activations``: with int8, products of quantized weights round their inputs to int8 first, as llama.cpp does; with
+    float32 they don't, which is exact and, for 8-bit weights, takes the memory and time of float32.
+    """
+
+    format: Literal["onnx"] = "onnx"
+    activations: Literal["float32", "int8"] = "int8"
+
+
+Export = Annotated[GgufExport | OnnxExport, Field(discriminator="format")]
+"""One entry of a recipe's ``export`` list."""

@@ -43,6 +43,8 @@ SCALES = ".scales"
 
 _CONV1D = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 _HEAD = "lm_head.weight"
+_OTHER_NAMES = {"embed_out.weight": _HEAD}
+"""Names that files of GPT-NeoX have and its model hasn't."""
 _EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -189,13 +191,14 @@ def load_quantized(directory: Path) -> Any:  # noqa: ANN401 - a transformers mod
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415 - others read weights without it
 
     weights = Weights(directory)
-    state = {name: weights.read(name).float() for name in weights.names}
-    if weights.tied:
-        state[_HEAD] = state[_EMBEDDING]
+    state = {_OTHER_NAMES.get(name, name): weights.read(name).float() for name in weights.names}
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
     auto: Any = AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         model = auto.from_config(config, dtype=torch.float32)
+    if weights.tied:
+        table = model.get_input_embeddings().weight
+        state[_HEAD] = next(state[name] for name, one in model.named_parameters() if one is table and name in state)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

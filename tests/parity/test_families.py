@@ -1,0 +1,60 @@
+"""Every family in every format: the runtime computes what transformers computes from the same weights.
+
+Activations are float32 here, so codes cancel and what is left is the order of additions. Where a runtime rounds
+activations to int8, the test says how far that may go.
+"""
+
+import numpy as np
+import pytest
+
+from potstill.core.trace import Trace
+from potstill.export.settings import OnnxExport
+from potstill.export.stage import export_variants
+from potstill.runtime.table import open_engine
+
+FAMILIES = (
+    "llama", "llama-gqa", "llama3-rope", "smollm", "odd", "odd-heads", "mistral", "qwen2", "qwen3", "gemma3", "phi3",
+    "gpt2", "gpt_neox",
+)  # fmt: skip
+EXACT = {"onnx": OnnxExport(activations="float32")}
+PROMPTS = ([0], [0, 5, 9, 301], [0, *range(40, 70)])
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, make_family):
+    return make_family(request.param)
+
+
+@pytest.fixture
+def tokens_BT():  # noqa: N802 - shape letters in names
+    return np.random.default_rng(0).integers(0, 400, (4, 48))
+
+
+def exported(settings, source, out, label):
+    export_variants([settings], {f"student-{label}": source}, out, Trace())
+    return out / f"student-{label}.{settings.format}"
+
+
+@pytest.mark.parametrize("format_", EXACT)
+def test_float32_is_transformers(family, tmp_path, tokens_BT, format_):
+    """The logits to rounding, and the same greedy tokens with a cache."""
+    file = exported(EXACT[format_], family, tmp_path, "float32")
+    with open_engine(family, threads=1) as ours, open_engine(file, threads=1) as theirs:
+        assert theirs.facts.parameters == ours.facts.parameters
+        expected_BTV = ours.logits(tokens_BT)
+        np.testing.assert_allclose(theirs.logits(tokens_BT), expected_BTV, atol=1e-4 * expected_BTV.std())
+        for prompt in PROMPTS:
+            assert theirs.generate(prompt, 40) == ours.generate(prompt, 40)
+
+
+@pytest.mark.parametrize(("bits", "group"), [(8, 32), (4, 32), (8, 0), (4, 128)])
+@pytest.mark.parametrize("format_", EXACT)
+def test_codes_are_transformers_with_the_same_codes(family, tmp_path, tokens_BT, make_quantized, format_, bits, group):
+    """Float activations: the logits to rounding, from codes and scales as they were chosen."""
+    source = make_quantized(family, bits, group)
+    file = exported(EXACT[format_], source, tmp_path, f"int{bits}")
+    with open_engine(source, threads=1) as ours, open_engine(file, threads=1) as theirs:
+        expected_BTV = ours.logits(tokens_BT)
+        found_BTV = theirs.logits(tokens_BT)
+    np.testing.assert_allclose(found_BTV, expected_BTV, atol=1e-4 * expected_BTV.std())
+    assert (found_BTV.argmax(-1) == expected_BTV.argmax(-1)).mean() > 0.99
