@@ -101,6 +101,7 @@ MEANINGS = {
     "CrossEntropy.weight": "of this loss in the sum",
     "Int8.group": "columns that share one scale",
     "OnnxExport.activations": "what products of quantized weights read: rounded inputs, or inputs as they are",
+    "OpenvinoExport.activations": "what products of quantized weights read: rounded inputs, or inputs as they are",
     "EvaluateSettings.prompts": "texts to look into token by token in the report",
     "EvaluateSettings.num_prompts": "how many to draw from the test text where prompts names none",
     "EvaluateSettings.test_sentences": "at most so many rows of the test text are scored",

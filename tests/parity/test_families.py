@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from potstill.core.trace import Trace
-from potstill.export.settings import OnnxExport
+from potstill.export.settings import OnnxExport, OpenvinoExport
 from potstill.export.stage import export_variants
 from potstill.runtime.table import open_engine
 
@@ -16,7 +16,7 @@ FAMILIES = (
     "llama", "llama-gqa", "llama3-rope", "smollm", "odd", "odd-heads", "mistral", "qwen2", "qwen3", "gemma3", "phi3",
     "gpt2", "gpt_neox",
 )  # fmt: skip
-EXACT = {"onnx": OnnxExport(activations="float32")}
+EXACT = {"onnx": OnnxExport(activations="float32"), "openvino": OpenvinoExport(activations="float32")}
 PROMPTS = ([0], [0, 5, 9, 301], [0, *range(40, 70)])
 
 

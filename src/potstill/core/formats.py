@@ -6,7 +6,7 @@ from potstill.core.errors import InputError
 
 __all__ = ["FORMATS", "format_of"]
 
-FORMATS = ("gguf", "onnx")
+FORMATS = ("gguf", "onnx", "openvino")
 """What models are exported to; a file or folder of a format ends in a dot and its name."""
 
 
@@ -19,6 +19,8 @@ def format_of(path: Path) -> str:
         return "gguf"
     if (path.is_file() and path.suffix == ".onnx") or (path / "model.onnx").is_file():
         return "onnx"
+    if (path.is_file() and path.name == "openvino_model.xml") or (path / "openvino_model.xml").is_file():
+        return "openvino"
     if (path / "config.json").is_file():
         return "safetensors"
     what = "doesn't exist" if not path.exists() else "is neither a .gguf file nor a directory with config.json"

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from potstill.core.settings import Settings
 
-__all__ = ["DTYPES", "Dtype", "Export", "GgufExport", "OnnxExport"]
+__all__ = ["DTYPES", "Dtype", "Export", "GgufExport", "OnnxExport", "OpenvinoExport"]
 
 Dtype = Literal["float32", "float16", "int8"]
 DTYPES: tuple[Dtype, ...] = ("float32", "float16", "int8")
@@ -29,5 +29,16 @@ class OnnxExport(Settings):
     activations: Literal["float32", "int8"] = "int8"
 
 
-Export = Annotated[GgufExport | OnnxExport, Field(discriminator="format")]
+class OpenvinoExport(Settings):
+    """One OpenVINO folder per model and dtype, for OpenVINO and ``openvino_genai``.
+
+    ``activations``: with int8, products of quantized weights round their inputs to int8 first, 32 at a time; with
+    float32 they don't.
+    """
+
+    format: Literal["openvino"] = "openvino"
+    activations: Literal["float32", "int8"] = "int8"
+
+
+Export = Annotated[GgufExport | OnnxExport | OpenvinoExport, Field(discriminator="format")]
 """One entry of a recipe's ``export`` list."""

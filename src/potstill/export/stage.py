@@ -10,7 +10,7 @@ from potstill.core.errors import BugError
 from potstill.core.extras import needing
 from potstill.core.trace import Trace
 from potstill.export.folder import folder_bytes
-from potstill.export.settings import DTYPES, Dtype, Export, GgufExport, OnnxExport
+from potstill.export.settings import DTYPES, Dtype, Export, GgufExport, OnnxExport, OpenvinoExport
 
 __all__ = ["bytes_by_dtype", "export_variants"]
 
@@ -27,8 +27,14 @@ def _onnx(settings: OnnxExport, source: Path, out: Path, label: str, trace: Trac
     export_onnx(settings, source, out, label, trace)
 
 
+def _openvino(settings: OpenvinoExport, source: Path, out: Path, label: str, trace: Trace) -> None:
+    with needing("openvino", "openvino"):
+        from potstill.export.openvino import export_openvino  # noqa: PLC0415 - an extra
+    export_openvino(settings, source, out, label, trace)
+
+
 _EXPORTERS: Mapping[type, Callable[[Any, Path, Path, str, Trace], None]] = MappingProxyType(
-    {GgufExport: _gguf, OnnxExport: _onnx}
+    {GgufExport: _gguf, OnnxExport: _onnx, OpenvinoExport: _openvino}
 )
 """Settings type → what writes it."""
 

@@ -10,7 +10,7 @@ __all__ = ["needs_torch", "open_engine"]
 
 
 def open_engine(path: Path, *, threads: int | None = None) -> Engine:
-    """Open a GGUF file in llama.cpp, an ONNX folder in onnxruntime, a model directory in PyTorch.
+    """Open a file or folder in the runtime of its format, a model directory in PyTorch.
 
     ``threads`` None means: as many as this process may use.
 
@@ -26,6 +26,10 @@ def open_engine(path: Path, *, threads: int | None = None) -> Engine:
             from potstill.runtime.onnxruntime import OnnxruntimeEngine  # noqa: PLC0415 - the same
 
             return OnnxruntimeEngine(path, threads=number)
+        case "openvino":
+            from potstill.runtime.openvino import OpenvinoEngine  # noqa: PLC0415 - the same
+
+            return OpenvinoEngine(path, threads=number)
         case _:
             from potstill.runtime.pytorch import PytorchEngine  # noqa: PLC0415 - the same
 
@@ -37,4 +41,4 @@ def needs_torch(path: Path) -> bool:
 
     Raises: InputError: no engine opens it.
     """
-    return format_of(path) not in {"gguf", "onnx"}
+    return format_of(path) not in {"gguf", "onnx", "openvino"}
