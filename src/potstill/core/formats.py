@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from potstill.core.durable import read_json
 from potstill.core.errors import InputError
 
 __all__ = ["FORMATS", "format_of"]
 
-FORMATS = ("gguf", "onnx", "openvino")
+FORMATS = ("gguf", "onnx", "openvino", "compressed-tensors")
 """What models are exported to; a file or folder of a format ends in a dot and its name."""
 
 
@@ -22,6 +23,14 @@ def format_of(path: Path) -> str:
     if (path.is_file() and path.name == "openvino_model.xml") or (path / "openvino_model.xml").is_file():
         return "openvino"
     if (path / "config.json").is_file():
-        return "safetensors"
+        packed = path.suffix == ".compressed-tensors" or _quantized_by(path) == "compressed-tensors"
+        return "compressed-tensors" if packed else "safetensors"
     what = "doesn't exist" if not path.exists() else "is neither a .gguf file nor a directory with config.json"
     raise InputError(what, where=str(path), next_step="name a model directory, a .gguf file or an exported folder")
+
+
+def _quantized_by(directory: Path) -> object:
+    """Which tool quantized a Hugging Face directory, by its configuration; None for one that isn't."""
+    config = read_json(directory / "config.json")
+    told = config.get("quantization_config") if isinstance(config, dict) else None
+    return told.get("quant_method") if isinstance(told, dict) else None

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from potstill.core.settings import Settings
 
-__all__ = ["DTYPES", "Dtype", "Export", "GgufExport", "OnnxExport", "OpenvinoExport"]
+__all__ = ["DTYPES", "CompressedTensorsExport", "Dtype", "Export", "GgufExport", "OnnxExport", "OpenvinoExport"]
 
 Dtype = Literal["float32", "float16", "int8"]
 DTYPES: tuple[Dtype, ...] = ("float32", "float16", "int8")
@@ -40,5 +40,14 @@ class OpenvinoExport(Settings):
     activations: Literal["float32", "int8"] = "int8"
 
 
-Export = Annotated[GgufExport | OnnxExport | OpenvinoExport, Field(discriminator="format")]
+class CompressedTensorsExport(Settings):
+    """One Hugging Face directory per model and dtype, its linears quantized, for vLLM and transformers.
+
+    Embeddings, and a head that shares them, stand there as floats: neither of the two reads them as codes.
+    """
+
+    format: Literal["compressed-tensors"] = "compressed-tensors"
+
+
+Export = Annotated[GgufExport | OnnxExport | OpenvinoExport | CompressedTensorsExport, Field(discriminator="format")]
 """One entry of a recipe's ``export`` list."""

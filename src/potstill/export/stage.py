@@ -10,7 +10,15 @@ from potstill.core.errors import BugError
 from potstill.core.extras import needing
 from potstill.core.trace import Trace
 from potstill.export.folder import folder_bytes
-from potstill.export.settings import DTYPES, Dtype, Export, GgufExport, OnnxExport, OpenvinoExport
+from potstill.export.settings import (
+    DTYPES,
+    CompressedTensorsExport,
+    Dtype,
+    Export,
+    GgufExport,
+    OnnxExport,
+    OpenvinoExport,
+)
 
 __all__ = ["bytes_by_dtype", "export_variants"]
 
@@ -33,8 +41,14 @@ def _openvino(settings: OpenvinoExport, source: Path, out: Path, label: str, tra
     export_openvino(settings, source, out, label, trace)
 
 
+def _compressed_tensors(settings: CompressedTensorsExport, source: Path, out: Path, label: str, trace: Trace) -> None:
+    from potstill.export.compressed_tensors import export_compressed_tensors  # noqa: PLC0415 - only when used
+
+    export_compressed_tensors(settings, source, out, label, trace)
+
+
 _EXPORTERS: Mapping[type, Callable[[Any, Path, Path, str, Trace], None]] = MappingProxyType(
-    {GgufExport: _gguf, OnnxExport: _onnx, OpenvinoExport: _openvino}
+    {GgufExport: _gguf, OnnxExport: _onnx, OpenvinoExport: _openvino, CompressedTensorsExport: _compressed_tensors}
 )
 """Settings type → what writes it."""
 

@@ -48,6 +48,13 @@ class PytorchEngine:
             vocabulary=int(self._model.config.vocab_size),
         )
 
+    @classmethod
+    def of(cls, model: Any, facts: EngineFacts) -> Self:  # noqa: ANN401 - a transformers model, whose package is untyped
+        """An engine over a model that is loaded already."""
+        engine = cls.__new__(cls)
+        engine._model, engine._facts, engine._threads = model, facts, facts.threads  # noqa: SLF001 - its own
+        return engine
+
     @property
     def facts(self) -> EngineFacts:
         """What is loaded."""

@@ -30,6 +30,10 @@ def open_engine(path: Path, *, threads: int | None = None) -> Engine:
             from potstill.runtime.openvino import OpenvinoEngine  # noqa: PLC0415 - the same
 
             return OpenvinoEngine(path, threads=number)
+        case "compressed-tensors":
+            from potstill.runtime.compressed_tensors import open_compressed_tensors  # noqa: PLC0415 - the same
+
+            return open_compressed_tensors(path, threads=number)
         case _:
             from potstill.runtime.pytorch import PytorchEngine  # noqa: PLC0415 - the same
 
