@@ -8,8 +8,8 @@ from potstill.core.errors import InputError
 
 __all__ = ["Entry", "find_entries"]
 
-_DTYPES = ("float32", "float16", "int8")
-"""The order of the table; dtypes that aren't here come after them, by name."""
+_DTYPES = ("float32", "bfloat16", "float16", "int8", "int4", "q3_k", "q2_k")
+"""The order of the table; other labels of a dtype ("int8-channel") come after it, dtypes that aren't here last."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,15 @@ def find_entries(inputs: Mapping[str, Path]) -> list[Entry]:
 
 
 def _made_from(base: str, inputs: Mapping[str, Path]) -> Iterator[Entry]:
-    """The files and quantized directories named ``BASE-DTYPE``, largest dtype first."""
+    """The files and quantized directories named ``BASE-LABEL``, largest dtype first."""
     files = sorted(inputs["export"].glob(f"{base}-*.gguf")) if "export" in inputs else []
     folders = sorted(inputs["quantize"].glob(f"{base}-*")) if "quantize" in inputs else []
     found = {path.name.removeprefix(f"{base}-"): path for path in folders if (path / "config.json").is_file()}
     found |= {path.stem.removeprefix(f"{base}-"): path for path in files}
-    for dtype in sorted(found, key=lambda one: (_DTYPES.index(one) if one in _DTYPES else len(_DTYPES), one)):
-        yield Entry(base if dtype == "float32" else f"{base}-{dtype}", found[dtype], base)
+    for label in sorted(found, key=_place):
+        yield Entry(base if label == "float32" else f"{base}-{label}", found[label], base)
+
+
+def _place(label: str) -> tuple[int, str]:
+    dtype = label.partition("-")[0]
+    return (_DTYPES.index(dtype) if dtype in _DTYPES else len(_DTYPES), label)

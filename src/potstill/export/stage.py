@@ -21,7 +21,7 @@ _EXPORTERS: Mapping[type, tuple[str, Callable[[Path, Path, Dtype, Trace], None]]
 def export_variants(formats: Sequence[Export], variants: Mapping[str, Path], out: Path, trace: Trace) -> None:
     """Write every variant in every format, as ``out/NAME.SUFFIX``.
 
-    ``variants`` maps a name that ends in the dtype of its weights ("student-int8") to a model directory. Files that a
+    ``variants`` maps a name, a model's and its scheme's label ("student-int4-g128"), to a model directory. Files that a
     killed try left half-written are removed.
 
     Raises: InputError: a model that the format can't carry.
@@ -43,15 +43,15 @@ def bytes_by_dtype(files: Mapping[str, Path]) -> list[dict[str, Any]]:
     sizes = {name: path.stat().st_size for name, path in files.items()}
     rows = []
     for name, size in sizes.items():
-        model, _, dtype = name.rpartition("-")
+        model, _, label = name.partition("-")
         whole = sizes.get(f"{model}-float32")
         share = size / whole if whole else None
-        rows.append({"model": model, "dtype": dtype, "bytes": size, "share_of_float32": share})
+        rows.append({"model": model, "dtype": label, "bytes": size, "share_of_float32": share})
     return rows
 
 
 def _dtype_of(name: str) -> Dtype:
-    dtype = name.rpartition("-")[2]
+    dtype = name.partition("-")[2].partition("-")[0]
     if dtype not in DTYPES:
-        raise BugError(f"doesn't end in a dtype of {', '.join(DTYPES)}", where=f"variant {name!r}")
+        raise BugError(f"has no dtype of {', '.join(DTYPES)} after its model", where=f"variant {name!r}")
     return dtype
