@@ -16,8 +16,6 @@ from potstill.export import stage as export_stage
 from potstill.export.settings import Export
 from potstill.labels.codec import codec_of
 from potstill.labels.settings import LabelKind
-from potstill.quantize import stage as quantize_stage
-from potstill.quantize.settings import Scheme
 from potstill.recipe import Recipe
 from potstill.stages import stages_of
 
@@ -38,10 +36,9 @@ def members(union):
     [
         (Source, sources._READERS),
         (Source, sources._FACTS),
-        (Scheme, quantize_stage._WRITERS),
         (Export, export_stage._EXPORTERS),
     ],
-    ids=["source readers", "source facts", "schemes", "exporters"],
+    ids=["source readers", "source facts", "exporters"],
 )
 def test_a_table_has_a_row_for_every_choice(union, table):
     """Neither a choice without a function nor a function without a choice."""

@@ -44,6 +44,7 @@ def test_four_bits_take_half_a_byte_on_disk_and_the_scheme_is_told(tmp_path):
     assert entries["w.weight.codes"].dtype == torch.uint8
     weights = write(tmp_path, entries)
     assert weights.scheme == {"scheme": "int4"}
+    assert weights.bits("w.weight") == 4
     assert weights.num_parameters() == 6 * 64
 
 

@@ -9,8 +9,8 @@ from potstill.core.formats import FORMATS
 
 __all__ = ["Entry", "find_entries"]
 
-_DTYPES = ("float32", "bfloat16", "float16", "int8", "int6", "int5", "int4", "int3", "int2")
-"""The order of the table, by what a label begins with; others come after them, by name."""
+_DTYPES = ("float32", "bfloat16", "float16", "int8", "int4", "q3_k", "q2_k")
+"""The order of the table; other labels of a dtype ("int8-channel") come after it, dtypes that aren't here last."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ def _made_from(base: str, inputs: Mapping[str, Path]) -> Iterator[Entry]:
     for path in sorted(inputs["quantize"].glob(f"{base}-*")) if "quantize" in inputs else ():
         if (path / "config.json").is_file():
             made.setdefault(path.name.removeprefix(f"{base}-"), [path])
-    for label in sorted(made, key=_by_size):
+    for label in sorted(made, key=_place):
         for path in made[label]:
             yield Entry(base if label == "float32" else f"{base}-{label}", path, base)
 
 
-def _by_size(label: str) -> tuple[int, str]:
-    order = (number for number, dtype in enumerate(_DTYPES) if label == dtype or label.startswith(f"{dtype}-"))
-    return next(order, len(_DTYPES)), label
+def _place(label: str) -> tuple[int, str]:
+    dtype = label.partition("-")[0]
+    return (_DTYPES.index(dtype) if dtype in _DTYPES else len(_DTYPES), label)

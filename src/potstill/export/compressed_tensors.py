@@ -25,6 +25,7 @@ from potstill.core.errors import InputError
 from potstill.core.trace import Trace
 from potstill.export.families import DecoderFacts, decoder_facts
 from potstill.export.folder import copy_companions, folder_bytes, replacing_folder
+from potstill.export.parts import require_codes
 from potstill.export.settings import CompressedTensorsExport
 from potstill.model.weights import CodedTensor, Weights
 
@@ -84,6 +85,7 @@ def export_compressed_tensors(
     kinds: dict[str, _Kind] = {}
     for name in weights.names:
         interrupt.check()
+        require_codes(weights, name)
         module = name.removesuffix(".weight")
         if weights.is_coded(name) and name.startswith(facts.layout.blocks):
             coded = weights.read_coded(name)

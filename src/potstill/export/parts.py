@@ -12,7 +12,7 @@ from potstill.core.errors import InputError
 from potstill.export.families import DecoderFacts, decoder_facts
 from potstill.model.weights import CodedTensor, Weights
 
-__all__ = ["Matrix", "Parts"]
+__all__ = ["Matrix", "Parts", "require_codes"]
 
 Matrix = Tensor | CodedTensor
 """Floats [O, I] in the dtype of the file, or codes and scales."""
@@ -51,6 +51,7 @@ class Parts:
     def matrix(self, role: str, block: int | None = None) -> Matrix:
         """A weight; rows of a fused one stand as all of q, then k, then v, whatever their order in the file."""
         name = self._taken(self.name(role, block))
+        require_codes(self.weights, name)
         stored: Matrix = self.weights.read_coded(name) if self.weights.is_coded(name) else self.weights.read(name)
         if self.facts.layout.columns_first and block is not None and isinstance(stored, Tensor):
             stored = stored.T.contiguous()
@@ -97,3 +98,17 @@ class Parts:
         """Where each row of q, then k, then v stands in a weight that keeps the three together head by head."""
         rows = np.arange(3 * self.facts.heads * self.facts.head_width)
         return rows.reshape(self.facts.heads, 3, self.facts.head_width).swapaxes(0, 1).ravel()
+
+
+def require_codes(weights: Weights, name: str) -> None:
+    """Refuse a weight that only GGUF can hold as it was chosen.
+
+    Raises: InputError: it stands as blocks of a k-quant grid.
+    """
+    grid = weights.blocks_grid(name)
+    if grid is not None:
+        raise InputError(
+            f"is on llama.cpp's grid {grid}, which only GGUF files hold",
+            where=f"{weights.directory}: {name}",
+            next_step="export it as gguf alone, or take an int4 or int8 scheme",
+        )

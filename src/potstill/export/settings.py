@@ -8,8 +8,9 @@ from potstill.core.settings import Settings
 
 __all__ = ["DTYPES", "CompressedTensorsExport", "Dtype", "Export", "GgufExport", "OnnxExport", "OpenvinoExport"]
 
-Dtype = Literal["float32", "float16", "int8"]
-DTYPES: tuple[Dtype, ...] = ("float32", "float16", "int8")
+Dtype = Literal["float32", "float16", "bfloat16", "int8", "int4", "q3_k", "q2_k"]
+DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16", "int8", "int4", "q3_k", "q2_k")
+"""What most weights of a file are stored in: the first word of a variant's label."""
 
 
 class GgufExport(Settings):

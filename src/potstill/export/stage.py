@@ -56,7 +56,7 @@ _EXPORTERS: Mapping[type, Callable[[Any, Path, Path, str, Trace], None]] = Mappi
 def export_variants(formats: Sequence[Export], variants: Mapping[str, Path], out: Path, trace: Trace) -> None:
     """Write every variant in every format, as ``out/NAME.FORMAT``: a file or a folder.
 
-    ``variants`` maps a base and the label of its weights ("student-int8") to a model directory. What a killed try left
+    ``variants`` maps a base and its scheme's label ("student-int4-g128") to a model directory. What a killed try left
     half-written is removed.
 
     Raises: InputError: a model that the format can't carry. ResourceError: the extra that writes it isn't installed.
@@ -82,10 +82,10 @@ def bytes_by_dtype(files: Mapping[str, Path]) -> list[dict[str, Any]]:
     sizes = {name: folder_bytes(path) if path.is_dir() else path.stat().st_size for name, path in files.items()}
     rows = []
     for name, size in sizes.items():
-        model, _, dtype = name.partition("-")
+        model, _, label = name.partition("-")
         whole = sizes.get(f"{model}-float32")
         share = size / whole if whole else None
-        rows.append({"model": model, "dtype": dtype, "bytes": size, "share_of_float32": share})
+        rows.append({"model": model, "dtype": label, "bytes": size, "share_of_float32": share})
     return rows
 
 

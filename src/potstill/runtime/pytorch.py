@@ -41,7 +41,7 @@ class PytorchEngine:
             name=directory.name,
             format="safetensors",
             engine="pytorch",
-            dtype="int8" if weights.quantized else _dtype_of(weights),
+            dtype=weights.coded_dtype or _dtype_of(weights),
             parameters=weights.num_parameters(),
             file_bytes=weights.num_bytes(),
             threads=threads,
