@@ -79,5 +79,5 @@ def test_every_error_has_an_exit_code_of_the_table():
 def test_every_verb_has_a_sentence():
     """No verb without help; what the command line offers is what the documents list."""
     verbs = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
-    assert verbs == {"run", "plan", "inspect", "init", "show", "report", "generate", "env"}
+    assert verbs == {"run", "plan", "inspect", "init", "show", "report", "generate", "bench", "env"}
     assert all(command.callback.__doc__ for command in cli.app.registered_commands)
