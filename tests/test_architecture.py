@@ -17,14 +17,15 @@ LAYERS = (
     {"core"},
     {"data", "model"},
     {"labels"},
-    {"distill", "teacher", "prune", "quantize", "runtime"},
+    {"distill", "teacher", "prune", "runtime"},
+    {"quantize"},
     {"train", "export", "evaluate"},
     {"recipe", "report"},
     {"stages"},
     {"summary"},
     {"plan"},
     {"pipeline"},
-    {"cli", "terminal", "tables", "variants", "environment", "continuation"},
+    {"cli", "terminal", "tables", "variants", "environment", "continuation", "bench"},
     {"__main__"},
 )
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}

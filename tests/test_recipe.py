@@ -91,7 +91,7 @@ def test_overrides_take_yaml_and_reach_into_lists(write, override, check):
         ("name: x\nlabels: null", "forward_kl needs"),
         ("name: x\nteacher: {kind: load, model: m}\ndata: {tokenizer: {kind: train}}", "reads its own tokens"),
         ("name: x\ndata: {tokenizer: {kind: teacher}}", "needs teacher: {kind: load"),
-        ("name: x\nquantize: [{scheme: int8}, {scheme: int8}]", "a scheme twice"),
+        ("name: x\nquantize: [{scheme: int8}, {scheme: int8}]", "two variants called int8"),
         ("name: x\nstudent: {parameters: 1k}", "too few for a vocabulary"),
         ("name: x\nstudent: {losses: [{kind: forward_kl, temperature: 2}]}", "truncated"),
         ("name: x\nstudent: {losses: [{kind: reverse_kl, temperature: 2}]}", "truncated"),

@@ -171,8 +171,26 @@ def generate(
     from potstill.model.directory import locate  # noqa: PLC0415
     from potstill.terminal import visible_lines  # noqa: PLC0415
 
-    path = variant_path(model) or (Path(model) if model.endswith(".gguf") else locate(model))
+    path = variant_path(model) or (Path(model) if Path(model).exists() or model.endswith(".gguf") else locate(model))
     _print(visible_lines(prompt + continue_text(path, prompt, tokens)))
+
+
+@app.command("bench")
+def show_bench(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Files, folders, or RUN:VARIANT.")],
+    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1, help="Length of the prompt read.")] = 128,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="How many tokens are decoded.")] = 32,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often all are measured in turn.")] = 5,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of every runtime.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure models in every runtime that opens them, in turn, and name the fastest."""
+    from potstill.bench import bench  # noqa: PLC0415
+    from potstill.evaluate.speed import Work  # noqa: PLC0415
+
+    paths = {name: variant_path(name) or Path(name) for name in models}
+    result = bench(paths, Work(prompt_tokens, new_tokens, rounds), threads=threads)
+    _show(result, as_json=as_json, printer=_print_tree)
 
 
 @app.command()

@@ -15,7 +15,8 @@ __all__ = ["describe"]
 
 _LIBRARIES = (
     "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy", "pyarrow", "pydantic", "gguf",
-    "altair", "vl-convert-python", "datasets",
+    "altair", "vl-convert-python", "datasets", "onnx",
+    "openvino-tokenizers", "openvino-genai", "compressed-tensors",
 )  # fmt: skip
 _RUNTIMES = {"pytorch": "torch", "llama.cpp": "xllamacpp", "onnxruntime": "onnxruntime", "openvino": "openvino"}
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}

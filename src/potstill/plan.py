@@ -19,6 +19,7 @@ from potstill.distill.chunks import positions_at_once
 from potstill.distill.settings import hidden_states_of
 from potstill.labels.settings import Dense, LabelKind, Sampled
 from potstill.model.shapes import shape_for_budget
+from potstill.quantize.settings import label_of
 from potstill.recipe import Recipe
 from potstill.stages import Stage, stage_fingerprint, stages_of
 from potstill.train.settings import LoadedTeacher, TrainedTeacher, twins_wanted
@@ -37,7 +38,16 @@ _FLOATS_PER_ACTIVATION, _FLOATS_PER_LOGIT = 60, 4
 """What training keeps for a position per column of a block, and for one of those whose logits live at once, per entry
 of the vocabulary: logits, exponentials and gradient, each in float32 at most, and the label's part."""
 _MORE_FOR_DENSE_LABELS = 3
-_BYTES_PER_WEIGHT = {"float32": 4.0, "float16": 2.0, "int8": 34 / 32}
+_BYTES_PER_WEIGHT = {
+    "float32": 4.0,
+    "float16": 2.0,
+    "bfloat16": 2.0,
+    "int8": 34 / 32,
+    "int8-channel": 1.0,
+    "int4": 18 / 32,
+    "q3_k": 110 / 256,
+    "q2_k": 84 / 256,
+}
 _S_OF_DATA, _S_PER_MODEL = 15.0, 8.0
 
 
@@ -230,10 +240,10 @@ def _prune(recipe: Recipe, sizes: _Sizes) -> _Cost:
 
 
 def _quantize(recipe: Recipe, sizes: _Sizes) -> _Cost:
-    schemes = [scheme.scheme for scheme in recipe.quantize]
     weights = _variant_weights(recipe, sizes)
-    disk = sum(_BYTES_PER_WEIGHT[scheme] for scheme in schemes) * weights
-    return _Cost(", ".join(schemes), f"{len(schemes)} schemes", None, disk, _PROCESS_BYTES + 8 * weights, 1.0)
+    disk = sum(_BYTES_PER_WEIGHT[scheme.scheme] for scheme in recipe.quantize) * weights
+    does, makes = ", ".join(map(label_of, recipe.quantize)), f"{len(recipe.quantize)} schemes"
+    return _Cost(does, makes, None, disk, _PROCESS_BYTES + 8 * weights, 1.0)
 
 
 def _export(recipe: Recipe, sizes: _Sizes) -> _Cost:
@@ -241,7 +251,9 @@ def _export(recipe: Recipe, sizes: _Sizes) -> _Cost:
     weights = _variant_weights(recipe, sizes)
     disk = sum(_BYTES_PER_WEIGHT[dtype] for dtype in dtypes) * weights * len(recipe.export)
     formats = ", ".join(export.format for export in recipe.export)
-    return _Cost(formats, ", ".join(dtypes), None, disk, _PROCESS_BYTES + 8 * weights, 1.0)
+    return _Cost(
+        formats, ", ".join(["float32", *map(label_of, recipe.quantize)]), None, disk, _PROCESS_BYTES + 8 * weights, 1.0
+    )
 
 
 def _evaluate(recipe: Recipe, sizes: _Sizes) -> _Cost:

@@ -16,7 +16,7 @@ from potstill.export.settings import Export, GgufExport
 from potstill.labels.settings import LabelKind, TopK
 from potstill.model.shapes import shape_for_budget
 from potstill.prune.settings import StructuredPruning
-from potstill.quantize.settings import Float16, Int8, Scheme
+from potstill.quantize.settings import Float16, Int8, Scheme, repeated_labels
 from potstill.train.settings import (
     LoadedTeacher,
     Machine,
@@ -97,7 +97,7 @@ class Recipe(Settings):
         own_tokenizer = isinstance(self.data.tokenizer, TeacherTokenizer)
         teacherless = self.teacher is None
         matched = hidden_states_of(self.student.losses)
-        schemes = [scheme.scheme for scheme in self.quantize]
+        repeated = repeated_labels(self.quantize)
         return [
             (own_tokenizer and not loaded, "data.tokenizer: {kind: teacher} needs teacher: {kind: load, ...}"),
             (loaded and not own_tokenizer, "a loaded teacher reads its own tokens: data.tokenizer: {kind: teacher}"),
@@ -116,7 +116,7 @@ class Recipe(Settings):
                 matched is not None and matched.blocks != "auto" and self.prune is not None,
                 "prune may remove blocks of the student: write hidden_states with blocks: auto",
             ),
-            (len(set(schemes)) < len(schemes), "quantize names a scheme twice"),
+            (bool(repeated), f"quantize makes two variants called {', '.join(repeated)}"),
             (self.prune is not None and self.labels is None, "prune heals on soft labels; it needs a teacher"),
         ]
 

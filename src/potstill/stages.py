@@ -188,14 +188,15 @@ def _quantize(recipe: Recipe) -> Stage | None:
         return None
 
     def run(inputs: Mapping[str, Path], out: Path, trace: Trace) -> None:
+        from potstill.quantize.settings import label_of
         from potstill.quantize.stage import quantize_model
 
         for base, stage in _bases(recipe).items():
             for scheme in recipe.quantize:
-                quantize_model(scheme, inputs[stage] / "model", out / f"{base}-{scheme.scheme}", trace)
+                quantize_model(scheme, inputs[stage] / "model", out / f"{base}-{label_of(scheme)}", trace)
 
     settings = {"schemes": [_json(scheme) for scheme in recipe.quantize]}
-    return Stage("06-quantize", "round", settings, _base_inputs(recipe), run)
+    return Stage("06-quantize", "round", settings, _base_inputs(recipe), run, code_version=2)
 
 
 def _export(recipe: Recipe) -> Stage | None:
@@ -204,11 +205,12 @@ def _export(recipe: Recipe) -> Stage | None:
 
     def run(inputs: Mapping[str, Path], out: Path, trace: Trace) -> None:
         from potstill.export.stage import export_variants
+        from potstill.quantize.settings import label_of
 
         variants = {f"{base}-float32": inputs[stage] / "model" for base, stage in _bases(recipe).items()}
         for base in _bases(recipe):
             for scheme in recipe.quantize:
-                name = f"{base}-{scheme.scheme}"
+                name = f"{base}-{label_of(scheme)}"
                 variants[name] = inputs["quantize"] / name
         export_variants(recipe.export, variants, out, trace)
 

@@ -6,6 +6,7 @@ A variant is looked for by the names of the stages, so a run without pruning is 
 from pathlib import Path
 
 from potstill.core.errors import InputError
+from potstill.core.formats import FORMATS
 
 __all__ = ["locate_run", "variant_path"]
 
@@ -56,6 +57,9 @@ def _directories_of(run_directory: Path) -> dict[str, Path]:
 
 
 def _files_of(run_directory: Path) -> dict[str, Path]:
-    """GGUF files by name with and without the suffix: what runs is the file, so it goes before a directory."""
-    files = sorted(run_directory.glob("stages/[0-9]*-export/*.gguf"))
-    return {path.stem: path for path in files} | {path.name: path for path in files}
+    """Exported files and folders, by their whole name, and by the name before the format for the first of FORMATS.
+
+    What runs is the file, so it goes before a directory.
+    """
+    files = [path for format_ in FORMATS for path in sorted(run_directory.glob(f"stages/[0-9]*-export/*.{format_}"))]
+    return {path.stem: path for path in reversed(files)} | {path.name: path for path in files}

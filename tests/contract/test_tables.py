@@ -18,8 +18,6 @@ from potstill.export import stage as export_stage
 from potstill.export.settings import Export
 from potstill.labels.codec import codec_of
 from potstill.labels.settings import LabelKind
-from potstill.quantize import stage as quantize_stage
-from potstill.quantize.settings import Scheme
 from potstill.recipe import Recipe
 from potstill.stages import stages_of
 
@@ -40,10 +38,9 @@ def members(union):
     [
         (Source, sources._READERS),
         (Source, sources._FACTS),
-        (Scheme, quantize_stage._WRITERS),
         (Export, export_stage._EXPORTERS),
     ],
-    ids=["source readers", "source facts", "schemes", "exporters"],
+    ids=["source readers", "source facts", "exporters"],
 )
 def test_a_table_has_a_row_for_every_choice(union, table):
     """Neither a choice without a function nor a function without a choice."""
@@ -91,5 +88,5 @@ def test_every_error_has_an_exit_code_of_the_table():
 def test_every_verb_has_a_sentence():
     """No verb without help; what the command line offers is what the documents list."""
     verbs = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
-    assert verbs == {"run", "plan", "inspect", "init", "show", "report", "generate", "env"}
+    assert verbs == {"run", "plan", "inspect", "init", "show", "report", "generate", "bench", "env"}
     assert all(command.callback.__doc__ for command in cli.app.registered_commands)

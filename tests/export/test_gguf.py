@@ -11,13 +11,14 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from potstill.core.durable import sha256_of_file
 from potstill.core.errors import InputError
 from potstill.core.trace import Trace
-from potstill.export.gguf import export_gguf, pack_q8_0, unpack_q8_0
+from potstill.export.gguf import export_gguf
+from potstill.export.gguf_blocks import pack_q8_0, unpack_q4_0, unpack_q8_0
 from potstill.export.llama_layout import gguf_name, llama_facts, permuted_for_rope
 from potstill.export.settings import GgufExport
 from potstill.export.stage import bytes_by_dtype, export_variants
-from potstill.model.weights import CodedTensor
+from potstill.model.weights import CodedTensor, Weights
 from potstill.quantize.grids import quantize_int8
-from potstill.quantize.settings import Float16, Int8
+from potstill.quantize.settings import Float16, Int4, Int8, Int8Channel
 from potstill.quantize.stage import quantize_model
 
 
@@ -110,13 +111,14 @@ def test_the_header_says_the_shape_and_the_tokenizer(source, tmp_path, trace):
 
 def test_columns_that_are_no_multiple_of_32_are_float16_and_the_trace_says_so(make_llama, tmp_path, trace, events):
     source = make_llama("odd", intermediate_size=100)
-    quantize_model(Int8(), source, tmp_path / "int8", trace)
-    events.clear()
-    export_gguf(tmp_path / "int8", tmp_path / "odd.gguf", "int8", trace)
-    written = tensors_of(tmp_path / "odd.gguf")
-    assert written["blk.0.ffn_down.weight"].tensor_type == GGMLQuantizationType.F16
-    assert written["blk.0.ffn_up.weight"].tensor_type == GGMLQuantizationType.Q8_0
-    assert sum(event["kind"] == "fallback" for event in events) == 3
+    quantize_model(Int8(), source, tmp_path / "int8", Trace())
+    for given, times in ((source, 3), (tmp_path / "int8", 0)):
+        events.clear()
+        export_gguf(given, tmp_path / "odd.gguf", "int8", trace)
+        written = tensors_of(tmp_path / "odd.gguf")
+        assert written["blk.0.ffn_down.weight"].tensor_type == GGMLQuantizationType.F16
+        assert written["blk.0.ffn_up.weight"].tensor_type == GGMLQuantizationType.Q8_0
+        assert sum(event["kind"] == "fallback" for event in events) == times, "told once, by who decides it"
 
 
 def test_packing_is_undone_by_unpacking():
@@ -204,3 +206,21 @@ def test_a_weight_that_float16_cannot_hold_leaves_no_file(source, tmp_path, trac
     with pytest.raises(InputError, match=r"up_proj\.weight: its largest weight, .* is more than float16 can hold"):
         export_gguf(big, tmp_path / "big.gguf", "float16", trace)
     assert [path.name for path in tmp_path.iterdir()] == ["big"]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "unpack"), [(Int4(), unpack_q4_0), (Int4(group=128), unpack_q4_0), (Int8Channel(), unpack_q8_0)]
+)
+def test_a_scale_that_many_columns_share_is_repeated_and_codes_are_kept(make_llama, tmp_path, trace, scheme, unpack):
+    quantize_model(scheme, make_llama("tied"), tmp_path / "made", trace)
+    export_gguf(tmp_path / "made", tmp_path / "made.gguf", scheme.scheme.partition("-")[0], trace)
+    coded = Weights(tmp_path / "made").read_coded("model.layers.1.self_attn.v_proj.weight")
+    back = unpack(tensors_of(tmp_path / "made.gguf")["blk.1.attn_v.weight"].data)
+    np.testing.assert_array_equal(back.codes_OI, coded.codes_OI)
+    np.testing.assert_array_equal(back.scales_OG, np.repeat(coded.scales_OG, 4 // coded.scales_OG.shape[1], axis=1))
+    assert back.bits == coded.bits
+
+
+def test_k_quants_and_int4_are_not_made_on_the_way_out(source, tmp_path, trace):
+    with pytest.raises(InputError, match="isn't quantized, and can't be exported as int4"):
+        export_gguf(source, tmp_path / "m.gguf", "int4", trace)

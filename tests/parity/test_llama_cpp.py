@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from potstill.core.trace import Trace
 from potstill.export.gguf import export_gguf
-from potstill.quantize.settings import Float16, Int8
+from potstill.quantize.settings import Bfloat16, Float16, Int4, Int8, Int8Channel, KQuant2, KQuant3, label_of
 from potstill.quantize.stage import quantize_model
 from potstill.runtime.table import open_engine
 
@@ -78,6 +78,25 @@ def test_int8_is_pytorch_with_the_very_same_codes_but_for_rounded_activations(so
         ours, theirs = torch_engine.logits(tokens_BT), llama.logits(tokens_BT)
     assert np.sqrt(np.square(ours - theirs).mean()) < 0.05 * ours.std()
     assert perplexity(theirs, tokens_BT) == pytest.approx(perplexity(ours, tokens_BT), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "scheme", [Bfloat16(), Int8Channel(), Int4(), Int4(group=128), KQuant3(), KQuant2()], ids=label_of
+)
+def test_every_scheme_s_file_is_pytorch_with_the_very_same_weights(make_llama, tmp_path, tokens_BT, scheme):
+    """llama.cpp reads the weights that were chosen; W8A8's activations it rounds 32 at a time, PyTorch per token."""
+    source = make_llama("wide", hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_key_value_heads=2)
+    quantize_model(scheme, source, tmp_path / "made", Trace())
+    dtype = scheme.scheme.partition("-")[0]
+    export_gguf(tmp_path / "made", tmp_path / "made.gguf", dtype, Trace())
+    with (
+        open_engine(tmp_path / "made", threads=1) as torch_engine,
+        open_engine(tmp_path / "made.gguf", threads=1) as llama,
+    ):
+        assert torch_engine.facts.dtype == llama.facts.dtype == dtype
+        ours, theirs = torch_engine.logits(tokens_BT), llama.logits(tokens_BT)
+    assert np.sqrt(np.square(ours - theirs).mean()) < (0.07 if scheme == Int8Channel() else 0.05) * ours.std()
+    assert perplexity(theirs, tokens_BT) == pytest.approx(perplexity(ours, tokens_BT), rel=0.02)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,18 @@ from potstill.core.errors import InputError
 __all__ = ["MANIFEST", "Manifest", "fingerprint_of", "read_manifest", "seal", "verify_files"]
 
 MANIFEST = "manifest.json"
-_LIBRARIES = ("potstill", "torch", "transformers", "tokenizers", "safetensors", "numpy", "gguf", "xllamacpp")
+_LIBRARIES = (
+    "potstill",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "gguf",
+    "xllamacpp",
+    "onnx",
+    "openvino",
+)
 
 
 @dataclass(frozen=True)

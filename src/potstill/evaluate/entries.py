@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from potstill.core.errors import InputError
+from potstill.core.formats import FORMATS
 
 __all__ = ["Entry", "find_entries"]
 
-_DTYPES = ("float32", "float16", "int8")
-"""The order of the table; dtypes that aren't here come after them, by name."""
+_DTYPES = ("float32", "bfloat16", "float16", "int8", "int4", "q3_k", "q2_k")
+"""The order of the table; other labels of a dtype ("int8-channel") come after it, dtypes that aren't here last."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,13 @@ class Entry:
     @property
     def key(self) -> str:
         """Tells the models and files of one name apart."""
-        return self.name if self.path.suffix != ".gguf" else f"{self.name} (gguf)"
+        return self.name if self.format is None else f"{self.name} ({self.format})"
+
+    @property
+    def format(self) -> str | None:
+        """What it was exported to; None for a model directory."""
+        ending = self.path.suffix.removeprefix(".")
+        return ending if ending in FORMATS else None
 
 
 def find_entries(inputs: Mapping[str, Path]) -> list[Entry]:
@@ -50,10 +57,19 @@ def find_entries(inputs: Mapping[str, Path]) -> list[Entry]:
 
 
 def _made_from(base: str, inputs: Mapping[str, Path]) -> Iterator[Entry]:
-    """The files and quantized directories named ``BASE-DTYPE``, largest dtype first."""
-    files = sorted(inputs["export"].glob(f"{base}-*.gguf")) if "export" in inputs else []
-    folders = sorted(inputs["quantize"].glob(f"{base}-*")) if "quantize" in inputs else []
-    found = {path.name.removeprefix(f"{base}-"): path for path in folders if (path / "config.json").is_file()}
-    found |= {path.stem.removeprefix(f"{base}-"): path for path in files}
-    for dtype in sorted(found, key=lambda one: (_DTYPES.index(one) if one in _DTYPES else len(_DTYPES), one)):
-        yield Entry(base if dtype == "float32" else f"{base}-{dtype}", found[dtype], base)
+    """The files and quantized directories named ``BASE-LABEL``, largest dtype first, formats in their own order."""
+    made: dict[str, list[Path]] = {}
+    for format_ in FORMATS if "export" in inputs else ():
+        for path in sorted(inputs["export"].glob(f"{base}-*.{format_}")):
+            made.setdefault(path.stem.removeprefix(f"{base}-"), []).append(path)
+    for path in sorted(inputs["quantize"].glob(f"{base}-*")) if "quantize" in inputs else ():
+        if (path / "config.json").is_file():
+            made.setdefault(path.name.removeprefix(f"{base}-"), [path])
+    for label in sorted(made, key=_place):
+        for path in made[label]:
+            yield Entry(base if label == "float32" else f"{base}-{label}", path, base)
+
+
+def _place(label: str) -> tuple[int, str]:
+    dtype = label.partition("-")[0]
+    return (_DTYPES.index(dtype) if dtype in _DTYPES else len(_DTYPES), label)

@@ -3,7 +3,8 @@
 ``python -m potstill.evaluate.memory --prompt-tokens 128 --new-tokens 32 PATH...`` opens every path in a fork of itself,
 reads a prompt, decodes, and writes one JSON line a path: the fork's peak resident memory, everything included (Python,
 the runtime's libraries, the weights, the caches). Libraries are imported once, before forking, so their pages are in
-every figure, but their seconds are spent only once. Files of llama.cpp are measured without PyTorch in the process.
+every figure, but their seconds are spent only once. What another runtime opens is measured
+without PyTorch in the process.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 from potstill.core.errors import PotstillError, ResourceError
 from potstill.core.memory import peak_memory_bytes, reset_peak_memory
 from potstill.evaluate.speed import Work
+from potstill.runtime.table import needs_torch
 
 __all__ = ["main", "measure_peak_memory"]
 
@@ -33,7 +35,7 @@ def measure_peak_memory(paths: Mapping[str, Path], work: Work, *, threads: int) 
     """
     groups: dict[bool, dict[str, Path]] = {}
     for name, path in paths.items():
-        groups.setdefault(path.is_dir(), {})[name] = path
+        groups.setdefault(needs_torch(path), {})[name] = path
     peaks: dict[str, int] = {}
     for group in groups.values():
         peaks.update(zip(group, _run_child(list(group.values()), work, threads), strict=True))
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("paths", nargs="+", type=Path)
     chosen = parser.parse_args(arguments)
-    if any(path.is_dir() for path in chosen.paths):
+    if any(needs_torch(path) for path in chosen.paths):
         import potstill.runtime.pytorch  # noqa: F401, PLC0415 - only for models of PyTorch, before forking
     for path in chosen.paths:
         status, answer = _in_fork(path, Work(chosen.prompt_tokens, chosen.new_tokens, 1), chosen.threads)

@@ -8,6 +8,7 @@ from typing import Any
 
 from potstill.core.durable import read_json, write_json
 from potstill.core.errors import ResourceError
+from potstill.core.formats import FORMATS
 from potstill.core.hardware import cores_usable, hardware
 from potstill.core.trace import Trace
 from potstill.data.sequences import PackedSequences
@@ -30,7 +31,7 @@ _FEW_SEQUENCES = 30
 _ASKED = {
     "teacher": ("teacher",),
     "student": ("student",),
-    "student-int8": ("student-int8 (gguf)", "student-int8"),
+    "student-int8": (*(f"student-int8 ({format_})" for format_ in FORMATS), "student-int8"),
 }
 """Who answers side by side in the prediction trace, and the keys of the entries that may speak for it."""
 
@@ -90,7 +91,7 @@ def _open(
         try:
             engines[entry.key] = stack.enter_context(open_engine(entry.path, threads=threads))
         except ResourceError as error:
-            if entry.path.is_dir():
+            if entry.format is None:
                 raise
             trace.warning(f"{entry.path.name} has no row in the table of models: {error.where}: {error.what}")
     return [entry for entry in entries if entry.key in engines], engines

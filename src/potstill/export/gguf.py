@@ -10,52 +10,66 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_VERSION, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, LlamaFileType
-from gguf.constants import MODEL_ARCH
+from gguf import GGML_QUANT_SIZES, GGML_QUANT_VERSION, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, LlamaFileType
 from numpy.typing import NDArray
 
 from potstill.core import interrupt
 from potstill.core.durable import replacing
 from potstill.core.errors import InputError
 from potstill.core.trace import Trace
+from potstill.export.gguf_blocks import pack_blocks, pack_q8_0, unpack_q8_0
 from potstill.export.llama_layout import LlamaFacts, gguf_name, llama_facts, permuted_for_rope
 from potstill.export.settings import Dtype
 from potstill.export.tokenizer import GgufTokenizer, read_tokenizer
-from potstill.model.weights import CodedTensor, Weights
-from potstill.quantize.grids import quantize_int8, to_float16
+from potstill.model.weights import Weights
+from potstill.quantize.grids import quantize_int8, to_bfloat16, to_float16
 
 __all__ = ["export_gguf", "pack_q8_0", "unpack_q8_0"]
 
 _GROUP = 32
 _FILE_TYPES: Mapping[Dtype, LlamaFileType] = MappingProxyType(
-    {"float32": LlamaFileType.ALL_F32, "float16": LlamaFileType.MOSTLY_F16, "int8": LlamaFileType.MOSTLY_Q8_0}
+    {
+        "float32": LlamaFileType.ALL_F32,
+        "float16": LlamaFileType.MOSTLY_F16,
+        "bfloat16": LlamaFileType.MOSTLY_BF16,
+        "int8": LlamaFileType.MOSTLY_Q8_0,
+        "int4": LlamaFileType.MOSTLY_Q4_0,
+        "q3_k": LlamaFileType.MOSTLY_Q3_K_S,
+        "q2_k": LlamaFileType.MOSTLY_Q2_K,
+    }
+)
+_TYPES: Mapping[str, GGMLQuantizationType] = MappingProxyType(
+    {
+        "float32": GGMLQuantizationType.F32,
+        "float16": GGMLQuantizationType.F16,
+        "bfloat16": GGMLQuantizationType.BF16,
+        "int8": GGMLQuantizationType.Q8_0,
+        "int4": GGMLQuantizationType.Q4_0,
+        "q3_k": GGMLQuantizationType.Q3_K,
+        "q2_k": GGMLQuantizationType.Q2_K,
+    }
 )
 
 
 def export_gguf(source_dir: Path, out_file: Path, dtype: Dtype, trace: Trace) -> None:
     """Write a Llama-type model as GGUF: matrices in ``dtype``, norms and biases in float32, tied embeddings once.
 
-    The source is a Hugging Face directory, or for int8 also a quantized one, whose codes and scales are written as
-    they are. Text is cut by llama.cpp as by the tokenizer of the directory; its beginning-of-text token is put before
-    every text, as in the rows that potstill trains on. The file appears whole or not at all, and the same source gives
-    the same bytes.
+    The source is a Hugging Face directory (``dtype`` a float or int8), or a quantized one of that ``dtype``, whose
+    codes and scales are written as they are: a scale that more than 32 columns share is repeated. Text is cut by
+    llama.cpp as by the tokenizer of the directory; its beginning-of-text token is put before every text, as in the rows
+    that potstill trains on. The file appears whole or not at all, and the same source gives the same bytes.
 
     Raises: InputError: a family, tokenizer or tensor that GGUF can't carry exactly, or a weight that ``dtype`` can't.
     """
     weights = Weights(source_dir)
-    if weights.quantized and dtype != "int8":
-        raise InputError(
-            f"is quantized to int8 and can't be exported as {dtype}",
-            where=str(source_dir),
-            next_step="export the model that it was quantized from",
-        )
+    _check_dtype(weights, dtype)
     facts = llama_facts(weights.config, str(source_dir))
     tokenizer = read_tokenizer(source_dir, weights.config)
     if tokenizer.num_unused:
         trace.note("vocabulary", f"{tokenizer.num_unused} ids have no token; written as unused tokens")
     plans = [_plan(weights, name, facts, dtype, trace) for name in weights.names]
     with replacing(out_file) as temporary:
-        writer = GGUFWriter(None, MODEL_ARCH_NAMES[MODEL_ARCH.LLAMA])
+        writer = GGUFWriter(None, MODEL_ARCH_NAMES[facts.architecture])
         _describe(writer, facts, dtype)
         _describe_tokenizer(writer, tokenizer)
         for plan in plans:
@@ -73,24 +87,19 @@ def export_gguf(source_dir: Path, out_file: Path, dtype: Dtype, trace: Trace) ->
     _report(weights, plans, out_file, dtype, trace)
 
 
-def pack_q8_0(coded: CodedTensor) -> NDArray[np.uint8]:
-    """Blocks of a float16 scale and 32 codes, as GGUF lays Q8_0 out.
-
-    Returns: uint8 [O, G * 34].
-    """
-    rows, groups = coded.scales_OG.shape
-    scales_OGb = np.ascontiguousarray(coded.scales_OG).view(np.uint8).reshape(rows, groups, 2)
-    codes_OGb = np.ascontiguousarray(coded.codes_OI).view(np.uint8).reshape(rows, groups, _GROUP)
-    return np.concatenate([scales_OGb, codes_OGb], axis=2).reshape(rows, groups * (2 + _GROUP))
-
-
-def unpack_q8_0(blocks_ON: NDArray[np.uint8]) -> CodedTensor:
-    """The codes and scales of packed blocks: the inverse of ``pack_q8_0``."""
-    rows = blocks_ON.shape[0]
-    blocks_OGb = blocks_ON.reshape(rows, -1, 2 + _GROUP)
-    scales_OG = np.ascontiguousarray(blocks_OGb[:, :, :2]).view(np.float16).reshape(rows, -1)
-    codes_OI = np.ascontiguousarray(blocks_OGb[:, :, 2:]).view(np.int8).reshape(rows, -1)
-    return CodedTensor(codes_OI, scales_OG)
+def _check_dtype(weights: Weights, dtype: Dtype) -> None:
+    if weights.coded_dtype not in {None, dtype}:
+        raise InputError(
+            f"is quantized to {weights.coded_dtype} and can't be exported as {dtype}",
+            where=str(weights.directory),
+            next_step="export the model that it was quantized from",
+        )
+    if not weights.quantized and dtype in {"int4", "q3_k", "q2_k"}:
+        raise InputError(
+            f"isn't quantized, and can't be exported as {dtype} at once",
+            where=str(weights.directory),
+            next_step="quantize it first, and export what that makes",
+        )
 
 
 @dataclass(frozen=True)
@@ -106,28 +115,51 @@ class _Plan:
 
 def _plan(weights: Weights, name: str, facts: LlamaFacts, dtype: Dtype, trace: Trace) -> _Plan:
     shape = weights.shape(name)
-    elements = int(np.prod(shape))
-    stored: Dtype = dtype if len(shape) == 2 else "float32"
-    if stored == "int8" and shape[1] % _GROUP:
-        trace.fallback(f"{name} has {shape[1]} columns, no multiple of {_GROUP}: float16 in the GGUF file, not int8")
-        stored = "float16"
+    stored = _stored_type(weights, name, shape, dtype, trace)
 
     def floats() -> NDArray[np.float32]:
         return permuted_for_rope(weights.read(name).float().contiguous().numpy(), name, facts)
 
-    def blocks() -> NDArray[np.uint8]:
-        if not weights.is_coded(name):
-            return pack_q8_0(quantize_int8(floats(), _GROUP, name=name))
-        coded = weights.read_coded(name)
-        codes_OI = permuted_for_rope(coded.codes_OI, name, facts)
-        return pack_q8_0(CodedTensor(codes_OI, permuted_for_rope(coded.scales_OG, name, facts)))
+    def codes() -> NDArray[np.uint8]:
+        coded = weights.read_coded(name) if weights.is_coded(name) else quantize_int8(floats(), _GROUP, name=name)
+        blocks_ON = pack_blocks(coded)
+        return permuted_for_rope(blocks_ON, name, facts) if weights.is_coded(name) else blocks_ON
 
-    target = gguf_name(name, facts)
-    if stored == "int8":
-        return _Plan(target, shape, GGMLQuantizationType.Q8_0, elements // _GROUP * (_GROUP + 2), blocks)
-    if stored == "float16":
-        return _Plan(target, shape, GGMLQuantizationType.F16, elements * 2, lambda: to_float16(floats(), name=name))
-    return _Plan(target, shape, GGMLQuantizationType.F32, elements * 4, floats)
+    readers: Mapping[str, Callable[[], NDArray[Any]]] = {
+        "F32": floats,
+        "F16": lambda: to_float16(floats(), name=name),
+        "BF16": lambda: to_bfloat16(floats(), name=name),
+        "Q8_0": codes,
+        "Q4_0": codes,
+        "Q3_K": lambda: permuted_for_rope(weights.read_blocks(name).blocks_ON, name, facts),
+        "Q2_K": lambda: permuted_for_rope(weights.read_blocks(name).blocks_ON, name, facts),
+    }
+    block, block_bytes = GGML_QUANT_SIZES[stored]
+    num_bytes = int(np.prod(shape)) // block * block_bytes
+    return _Plan(gguf_name(name, facts), shape, stored, num_bytes, readers[stored.name])
+
+
+def _stored_type(
+    weights: Weights, name: str, shape: tuple[int, ...], dtype: Dtype, trace: Trace
+) -> GGMLQuantizationType:
+    """What a tensor is in the file: what it is in a quantized directory, else ``dtype`` for matrices."""
+    grid = weights.blocks_grid(name)
+    if len(shape) != 2:
+        return GGMLQuantizationType.F32
+    if grid is not None:
+        return _TYPES[grid]
+    if weights.is_coded(name):
+        wanted = _TYPES[f"int{weights.bits(name)}"]
+    elif weights.quantized:
+        return _TYPES[weights.dtype(name)]
+    else:
+        wanted = _TYPES[dtype]
+    if wanted in {GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0} and shape[1] % _GROUP:
+        trace.fallback(
+            f"{name} has {shape[1]} columns, no multiple of {_GROUP}: float16 in the GGUF file, not {wanted.name}"
+        )
+        return GGMLQuantizationType.F16
+    return wanted
 
 
 def _describe(writer: GGUFWriter, facts: LlamaFacts, dtype: Dtype) -> None:

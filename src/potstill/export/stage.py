@@ -1,38 +1,77 @@
 """Which file does each variant of each model become?"""
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from potstill.core.errors import BugError
+from potstill.core.extras import needing
 from potstill.core.trace import Trace
-from potstill.export.gguf import export_gguf
-from potstill.export.settings import DTYPES, Dtype, Export, GgufExport
+from potstill.export.folder import folder_bytes
+from potstill.export.settings import (
+    DTYPES,
+    CompressedTensorsExport,
+    Dtype,
+    Export,
+    GgufExport,
+    OnnxExport,
+    OpenvinoExport,
+)
 
 __all__ = ["bytes_by_dtype", "export_variants"]
 
-_EXPORTERS: Mapping[type, tuple[str, Callable[[Path, Path, Dtype, Trace], None]]] = MappingProxyType(
-    {GgufExport: (".gguf", export_gguf)}
+
+def _gguf(_settings: GgufExport, source: Path, out: Path, label: str, trace: Trace) -> None:
+    from potstill.export.gguf import export_gguf  # noqa: PLC0415 - each writer only when used
+
+    export_gguf(source, out, _dtype_of(label), trace)
+
+
+def _onnx(settings: OnnxExport, source: Path, out: Path, label: str, trace: Trace) -> None:
+    with needing("onnx", "onnx"):
+        from potstill.export.onnx import export_onnx  # noqa: PLC0415 - an extra
+    export_onnx(settings, source, out, label, trace)
+
+
+def _openvino(settings: OpenvinoExport, source: Path, out: Path, label: str, trace: Trace) -> None:
+    with needing("openvino", "openvino"):
+        from potstill.export.openvino import export_openvino  # noqa: PLC0415 - an extra
+    export_openvino(settings, source, out, label, trace)
+
+
+def _compressed_tensors(settings: CompressedTensorsExport, source: Path, out: Path, label: str, trace: Trace) -> None:
+    from potstill.export.compressed_tensors import export_compressed_tensors  # noqa: PLC0415 - only when used
+
+    export_compressed_tensors(settings, source, out, label, trace)
+
+
+_EXPORTERS: Mapping[type, Callable[[Any, Path, Path, str, Trace], None]] = MappingProxyType(
+    {GgufExport: _gguf, OnnxExport: _onnx, OpenvinoExport: _openvino, CompressedTensorsExport: _compressed_tensors}
 )
-"""Settings type → the file's suffix and what writes it."""
+"""Settings type → what writes it."""
 
 
 def export_variants(formats: Sequence[Export], variants: Mapping[str, Path], out: Path, trace: Trace) -> None:
-    """Write every variant in every format, as ``out/NAME.SUFFIX``.
+    """Write every variant in every format, as ``out/NAME.FORMAT``: a file or a folder.
 
-    ``variants`` maps a name that ends in the dtype of its weights ("student-int8") to a model directory. Files that a
-    killed try left half-written are removed.
+    ``variants`` maps a base and its scheme's label ("student-int4-g128") to a model directory. What a killed try left
+    half-written is removed.
 
-    Raises: InputError: a model that the format can't carry.
+    Raises: InputError: a model that the format can't carry. ResourceError: the extra that writes it isn't installed.
     """
     for stale in out.glob(".*.partial"):
-        stale.unlink()
+        if stale.is_dir():
+            shutil.rmtree(stale)
+        else:
+            stale.unlink()
     for settings in formats:
-        suffix, export = _EXPORTERS[type(settings)]
+        export = _EXPORTERS[type(settings)]
         for name, source in variants.items():
-            export(source, out / f"{name}{suffix}", _dtype_of(name), trace)
-        trace.table(f"bytes_by_dtype{suffix}", bytes_by_dtype({name: out / f"{name}{suffix}" for name in variants}))
+            export(settings, source, out / f"{name}.{settings.format}", name.partition("-")[2], trace)
+        files = {name: out / f"{name}.{settings.format}" for name in variants}
+        trace.table(f"bytes_by_dtype.{settings.format}", bytes_by_dtype(files))
 
 
 def bytes_by_dtype(files: Mapping[str, Path]) -> list[dict[str, Any]]:
@@ -40,18 +79,18 @@ def bytes_by_dtype(files: Mapping[str, Path]) -> list[dict[str, Any]]:
 
     Units: bytes on disk, tokenizer and metadata included.
     """
-    sizes = {name: path.stat().st_size for name, path in files.items()}
+    sizes = {name: folder_bytes(path) if path.is_dir() else path.stat().st_size for name, path in files.items()}
     rows = []
     for name, size in sizes.items():
-        model, _, dtype = name.rpartition("-")
+        model, _, label = name.partition("-")
         whole = sizes.get(f"{model}-float32")
         share = size / whole if whole else None
-        rows.append({"model": model, "dtype": dtype, "bytes": size, "share_of_float32": share})
+        rows.append({"model": model, "dtype": label, "bytes": size, "share_of_float32": share})
     return rows
 
 
-def _dtype_of(name: str) -> Dtype:
-    dtype = name.rpartition("-")[2]
+def _dtype_of(label: str) -> Dtype:
+    dtype = label.partition("-")[0]
     if dtype not in DTYPES:
-        raise BugError(f"doesn't end in a dtype of {', '.join(DTYPES)}", where=f"variant {name!r}")
+        raise BugError(f"begins with no dtype of {', '.join(DTYPES)}", where=f"variant {label!r}")
     return dtype

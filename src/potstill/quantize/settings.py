@@ -1,12 +1,40 @@
 """Which grid do the weights go on? The schemes a recipe can name; torch-free."""
 
-from typing import Annotated, Literal
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from potstill.core.settings import Settings
 
-__all__ = ["Float16", "Int8", "Scheme"]
+__all__ = [
+    "Bfloat16",
+    "Float16",
+    "Int4",
+    "Int8",
+    "Int8Channel",
+    "KQuant2",
+    "KQuant3",
+    "Keep",
+    "Scheme",
+    "label_of",
+    "repeated_labels",
+]
+
+
+class Keep(Settings):
+    """Matrices that stay on a finer grid than the rest; a bare pattern means float16."""
+
+    tensors: Annotated[str, Field(min_length=1)]
+    dtype: Literal["float16", "int8"] = "float16"
+
+
+def _keep_of(value: Any) -> Any:  # noqa: ANN401 - before validation it may be anything
+    return {"tensors": value} if isinstance(value, str) else value
+
+
+Kept = tuple[Annotated[Keep, BeforeValidator(_keep_of)], ...]
 
 
 class Float16(Settings):
@@ -15,12 +43,79 @@ class Float16(Settings):
     scheme: Literal["float16"] = "float16"
 
 
+class Bfloat16(Settings):
+    """Every weight as a bfloat16: 2 bytes, the range of float32 and 8 bits of precision."""
+
+    scheme: Literal["bfloat16"] = "bfloat16"
+
+
 class Int8(Settings):
     """Symmetric int8 in groups of 32 columns with a float16 scale each: 1.0625 bytes a weight, GGUF's Q8_0."""
 
     scheme: Literal["int8"] = "int8"
     group: Literal[32] = 32
+    keep: Kept = ()
+
+    @model_validator(mode="after")
+    def _keep_means_something(self) -> "Int8":
+        if any(entry.dtype == "int8" for entry in self.keep):
+            raise ValueError("keep: what isn't kept finer is int8 already; keep it in float16, or not at all")
+        return self
 
 
-Scheme = Annotated[Float16 | Int8, Field(discriminator="scheme")]
+class Int8Channel(Settings):
+    """Symmetric int8 with one float16 scale per row, and int8 activations with one scale per token (W8A8).
+
+    The activations of the blocks' linears are rounded as they come, so nothing about them is stored; embeddings and
+    head have int8 weights and float activations.
+    """
+
+    scheme: Literal["int8-channel"] = "int8-channel"
+    keep: Kept = ()
+
+
+class Int4(Settings):
+    """Symmetric int4, codes -8..7, in groups of columns with a float16 scale each: 0.56 bytes a weight, GGUF's Q4_0."""
+
+    scheme: Literal["int4"] = "int4"
+    group: Literal[32, 128] = 32
+    keep: Kept = ()
+
+
+class KQuant3(Settings):
+    """llama.cpp's Q3_K: 3.4 bits a weight, scales that are themselves quantized; GGUF only."""
+
+    scheme: Literal["q3_k"] = "q3_k"
+    keep: Kept = ()
+
+
+class KQuant2(Settings):
+    """llama.cpp's Q2_K: 2.6 bits a weight, scales and minima that are themselves quantized; GGUF only."""
+
+    scheme: Literal["q2_k"] = "q2_k"
+    keep: Kept = ()
+
+
+Scheme = Annotated[
+    Float16 | Bfloat16 | Int8 | Int8Channel | Int4 | KQuant3 | KQuant2,
+    Field(discriminator="scheme"),
+]
 """One entry of a recipe's ``quantize`` list."""
+
+
+def label_of(scheme: Scheme) -> str:
+    """What a variant of this scheme is called after its model: "int8", "int4-g128", "q3_k-keep".
+
+    Two settings of one label differ in nothing that the label tells, so a recipe may not name both.
+    """
+    parts: list[str] = [scheme.scheme]
+    if isinstance(scheme, Int4) and scheme.group != 32:
+        parts.append(f"g{scheme.group}")
+    if getattr(scheme, "keep", ()):
+        parts.append("keep")
+    return "-".join(parts)
+
+
+def repeated_labels(schemes: Sequence[Scheme]) -> list[str]:
+    """Labels that more than one of the schemes has."""
+    return [label for label, times in Counter(map(label_of, schemes)).items() if times > 1]

@@ -1,28 +1,25 @@
-"""How does a model directory become a smaller one? Reads tensors one by one, puts them on the scheme's grid, writes.
-
-Shapes: O rows (outputs) of a weight, I columns (inputs), G groups of columns that share a scale.
-"""
+"""How does a model directory become a smaller one? Part by part: read, put on the scheme's grid, write."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor
 
 from potstill.core import interrupt
-from potstill.core.durable import canonical_json, replacing, write_json
+from potstill.core.durable import canonical_json, write_json
 from potstill.core.errors import InputError
 from potstill.core.trace import Trace
 from potstill.model.directory import TOKENIZER_FILES
-from potstill.model.weights import CODES, QUANTIZED_FILE, SCALES, Weights, load_quantized
-from potstill.quantize.grids import dequantize, quantize_int8, to_float16
-from potstill.quantize.settings import Float16, Int8
+from potstill.model.store import model_fingerprint
+from potstill.model.weights import QUANTIZED_FILE, Weights, inputs_first, load_quantized
+from potstill.quantize.encode import Encoded, encode, to_float
+from potstill.quantize.parts import Part, WorkSoFar, parts_of
+from potstill.quantize.placement import Grid, Placement, grid_of, is_matrix, placements
+from potstill.quantize.settings import Bfloat16, Float16, Scheme
 
 __all__ = ["load_quantized", "quantize_model"]
 
@@ -30,101 +27,95 @@ _COMPANIONS = ("generation_config.json", *TOKENIZER_FILES)
 _SHOWN = 8
 
 
-def quantize_model(scheme: Float16 | Int8, model_dir: Path, out: Path, trace: Trace) -> None:
+def quantize_model(scheme: Scheme, model_dir: Path, out: Path, trace: Trace) -> None:
     """Write the model of ``model_dir`` to ``out`` in a scheme; what stands there already is overwritten.
 
-    float16 gives an ordinary Hugging Face directory. int8 gives config, tokenizer and ``quantized.safetensors``:
-    embeddings and every linear weight as codes and scales, norms and biases in float32, a tied embedding once.
+    float16 and bfloat16 give an ordinary Hugging Face directory. The other schemes give config, tokenizer and
+    ``quantized.safetensors``: embeddings and every linear weight as codes and scales (k-quants: as llama.cpp's blocks),
+    norms and biases in float32, a tied embedding once. No more than one block is in memory. Killed and called again,
+    it goes on at the block it was at and ends in the same bytes.
 
     Raises: InputError: the source is damaged, already quantized, or holds a weight the scheme can't.
+    RecipeError: ``keep`` names a tensor that isn't there.
     """
     weights = Weights(model_dir)
     if weights.quantized:
         raise InputError("is quantized already", where=str(model_dir), next_step="quantize the model it was made from")
+    placed = _placements(scheme, weights)
     out.mkdir(parents=True, exist_ok=True)
     for stale in out.glob(".*.partial"):
         stale.unlink()
-    _WRITERS[type(scheme)](scheme, weights, out, trace)
+    work = WorkSoFar(out, {"scheme": scheme.model_dump(mode="json"), "model": model_fingerprint(model_dir)})
+    _tell_input(weights, trace)
+    parts, told = parts_of(weights.names), []
+    for done, part in enumerate(parts, start=1):
+        facts = work.facts(part)
+        if facts is None:
+            facts = _round_part(weights, part, placed, work)
+        for text in facts["fallbacks"]:
+            trace.fallback(text)
+        told.append(facts)
+        trace.progress("quantize", done, len(parts), "parts")
+    _write_directory(scheme, weights, out, parts, work)
+    _tell_output(scheme, weights, out, told, trace)
+    work.remove()
+
+
+def _placements(scheme: Scheme, weights: Weights) -> Mapping[str, Placement]:
+    """Every tensor's placement: in the two-byte schemes all tensors alike, else matrices on the grid."""
+    if isinstance(scheme, Float16 | Bfloat16):
+        return dict.fromkeys(weights.names, Placement(grid_of(scheme)))
+    shapes = {name: weights.shape(name) for name in weights.names}
+    columns = {
+        name: shape[0 if inputs_first(weights.config, name) else 1]
+        for name, shape in shapes.items()
+        if is_matrix(name, shape)
+    }
+    rest = dict.fromkeys(shapes.keys() - columns.keys(), Placement(Grid("float32")))
+    return placements(scheme, columns, where=str(weights.directory)) | rest
+
+
+def _round_part(weights: Weights, part: Part, placed: Mapping[str, Placement], work: WorkSoFar) -> dict[str, Any]:
+    """Round the tensors of a part to nearest and write them; returns what there is to tell."""
+    entries: dict[str, Tensor] = {}
+    error, total = 0.0, 0.0
+    for name in part.tensors:
+        interrupt.check()
+        exact = weights.read(name).float().contiguous().numpy()
+        encoded = _encode(weights, name, exact, placed[name].grid)
+        entries |= encoded.entries
+        if exact.ndim == 2:
+            error += float(np.square(encoded.back.astype(np.float64) - exact).sum())
+            total += float(np.square(exact.astype(np.float64)).sum())
+    fallbacks = [text for name in part.tensors if (text := placed[name].fallback)]
+    facts = {"error": error, "total": total, "fallbacks": fallbacks}
+    work.finish(part, entries, facts)
+    return facts
+
+
+def _encode(weights: Weights, name: str, exact: NDArray[np.float32], grid: Grid) -> Encoded:
+    if exact.ndim != 2 or grid.name in {"float32", "float16", "bfloat16"}:
+        return to_float(name, exact, grid)
+    if not inputs_first(weights.config, name):
+        return encode(name, exact, grid)
+    encoded = encode(name, np.ascontiguousarray(exact.T), grid)
+    return Encoded(encoded.entries, encoded.back.T)
+
+
+def _write_directory(scheme: Scheme, weights: Weights, out: Path, parts: Sequence[Part], work: WorkSoFar) -> None:
+    plain = isinstance(scheme, Float16 | Bfloat16)
+    metadata = {"format": "pt"} if plain else {"scheme": canonical_json(scheme.model_dump(mode="json"))}
+    work.put_together(parts, out / ("model.safetensors" if plain else QUANTIZED_FILE), metadata)
+    config = dict(weights.config)
+    if plain:
+        config = {key: value for key, value in config.items() if key != "torch_dtype"} | {"dtype": scheme.scheme}
+    write_json(out / "config.json", config)
     for name in _COMPANIONS:
-        if (model_dir / name).is_file():
-            shutil.copyfile(model_dir / name, out / name)
+        if (weights.directory / name).is_file():
+            shutil.copyfile(weights.directory / name, out / name)
 
 
-def _write_float16(_scheme: Float16, weights: Weights, out: Path, trace: Trace) -> None:
-    tensors: dict[str, Tensor] = {}
-    error = _RelativeError()
-    for name in _announced(weights, trace):
-        exact = _float32(weights, name)
-        half = to_float16(exact, name=name)
-        error.add(exact, half.astype(np.float32))
-        tensors[name] = torch.from_numpy(half)
-    _save(tensors, out / "model.safetensors", "format", "pt")
-    config = {key: value for key, value in weights.config.items() if key != "torch_dtype"}
-    write_json(out / "config.json", config | {"dtype": "float16"})
-    _report(weights, out / "model.safetensors", error, trace)
-    name = _shown_tensor(weights)
-    values = tensors[name].flatten()[:_SHOWN].tolist()
-    trace.output(
-        "weights", shape=[weights.num_parameters()], dtype="float16", example={"tensor": name, "first": values}
-    )
-
-
-def _write_int8(scheme: Int8, weights: Weights, out: Path, trace: Trace) -> None:
-    tensors: dict[str, Tensor] = {}
-    error = _RelativeError()
-    for name in _announced(weights, trace):
-        exact = _float32(weights, name)
-        if exact.ndim != 2:
-            tensors[name] = torch.from_numpy(exact)
-        elif exact.shape[1] % scheme.group:
-            trace.fallback(
-                f"{name} has {exact.shape[1]} columns, no multiple of {scheme.group}: kept in float16 instead of int8"
-            )
-            half = to_float16(exact, name=name)
-            error.add(exact, half.astype(np.float32))
-            tensors[name] = torch.from_numpy(half)
-        else:
-            coded = quantize_int8(exact, scheme.group, name=name)
-            error.add(exact, dequantize(coded))
-            tensors[name + CODES] = torch.from_numpy(coded.codes_OI)
-            tensors[name + SCALES] = torch.from_numpy(coded.scales_OG)
-    _save(tensors, out / QUANTIZED_FILE, "scheme", canonical_json(scheme.model_dump()))
-    write_json(out / "config.json", weights.config)
-    _report(weights, out / QUANTIZED_FILE, error, trace)
-    name = _shown_tensor(weights)
-    if name + CODES in tensors:
-        codes, scale = tensors[name + CODES].flatten()[:_SHOWN].tolist(), float(tensors[name + SCALES].flatten()[0])
-        trace.output("codes", shape=list(weights.shape(name)), dtype="int8", example={"tensor": name, "first": codes})
-        trace.output(
-            "scales",
-            shape=list(tensors[name + SCALES].shape),
-            dtype="float16",
-            example={"tensor": name, "first": scale, "first_weights_back": [code * scale for code in codes]},
-        )
-
-
-_WRITERS: Mapping[type, Callable[[Any, Weights, Path, Trace], None]] = MappingProxyType(
-    {Float16: _write_float16, Int8: _write_int8}
-)
-
-
-class _RelativeError:
-    """Root of sum (w' - w)^2 / sum w^2 over the tensors added."""
-
-    def __init__(self) -> None:
-        self._error = 0.0
-        self._total = 0.0
-
-    def add(self, exact: NDArray[np.float32], rounded: NDArray[np.float32]) -> None:
-        self._error += float(np.square(rounded.astype(np.float64) - exact).sum())
-        self._total += float(np.square(exact.astype(np.float64)).sum())
-
-    def value(self) -> float:
-        return (self._error / self._total) ** 0.5 if self._total else 0.0
-
-
-def _announced(weights: Weights, trace: Trace) -> list[str]:
-    """Names of the tensors, after telling the trace what comes in."""
+def _tell_input(weights: Weights, trace: Trace) -> None:
     name = _shown_tensor(weights)
     source = weights.read(name)
     trace.input(
@@ -133,27 +124,29 @@ def _announced(weights: Weights, trace: Trace) -> list[str]:
         dtype=str(source.dtype).removeprefix("torch."),
         example={"tensor": name, "first": source.flatten()[:_SHOWN].tolist()},
     )
-    return weights.names
+
+
+def _tell_output(scheme: Scheme, source: Weights, out: Path, told: Sequence[Mapping[str, Any]], trace: Trace) -> None:
+    made = Weights(out)
+    trace.metric("weights_bytes_before", source.num_bytes(), "bytes")
+    trace.metric("weights_bytes_after", made.num_bytes(), "bytes")
+    error, total = (sum(facts[key] for facts in told) for key in ("error", "total"))
+    trace.metric("weight_error_relative", (error / total) ** 0.5 if total else 0.0, "share")
+    name = _shown_tensor(source)
+    shape = list(source.shape(name))
+    if made.is_coded(name):
+        coded = made.read_coded(name)
+        codes, scale = coded.codes_OI.flatten()[:_SHOWN].tolist(), float(coded.scales_OG.flatten()[0])
+        example = {"tensor": name, "first": codes}
+        trace.output("codes", shape=shape, dtype=f"int{coded.bits}", example=example)
+        example = {"tensor": name, "first": scale, "first_weights_back": [code * scale for code in codes]}
+        trace.output("scales", shape=list(coded.scales_OG.shape), dtype="float16", example=example)
+    else:
+        values = made.read(name).float().flatten()[:_SHOWN].tolist()
+        dtype = made.blocks_grid(name) or scheme.scheme
+        trace.output("weights", shape=shape, dtype=dtype, example={"tensor": name, "first": values})
 
 
 def _shown_tensor(weights: Weights) -> str:
     """The tensor that examples are taken from: the first matrix."""
     return next((name for name in weights.names if len(weights.shape(name)) == 2), weights.names[0])
-
-
-def _float32(weights: Weights, name: str) -> NDArray[np.float32]:
-    interrupt.check()
-    array: NDArray[np.float32] = weights.read(name).float().contiguous().numpy()
-    return array
-
-
-def _save(tensors: dict[str, Tensor], path: Path, key: str, value: str) -> None:
-    """One key of metadata only: safetensors writes several in an order that changes from process to process."""
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={key: value})
-
-
-def _report(weights: Weights, written: Path, error: _RelativeError, trace: Trace) -> None:
-    trace.metric("weights_bytes_before", weights.num_bytes(), "bytes")
-    trace.metric("weights_bytes_after", written.stat().st_size, "bytes")
-    trace.metric("weight_error_relative", error.value(), "share")

@@ -27,7 +27,7 @@ from potstill.report.softlabels import label_view
 from potstill.report.summary import Described, Run, Stage, read_run
 from potstill.report.text import visible
 from potstill.report.training import cross_entropy_of, panels, tables
-from potstill.report.variants import DTYPES, by_dtype, label_of, reference_of, square_px, squares, variant_panels
+from potstill.report.variants import by_dtype, dtypes_of, label_of, reference_of, square_px, squares, variant_panels
 
 __all__ = ["build_report", "render"]
 
@@ -67,7 +67,7 @@ def render(run: Run) -> str:
             variant_panels=variant_panels(summary.models),
             by_dtype=by_dtype(summary.models),
             reference=reference_of(summary.models),
-            dtypes=DTYPES,
+            dtypes=dtypes_of(summary.models),
             label=label_view(summary.label_example),
             slowest=max((stage.seconds or 0.0 for stage in summary.stages), default=0.0),
             doubts=doubts(run),

@@ -10,12 +10,12 @@ from potstill.report.charts import CHARACTER_PX, Row, colour_of, rows_chart
 from potstill.report.summary import Model
 
 __all__ = [
-    "DTYPES",
     "ByDtype",
     "Square",
     "VariantPanel",
     "base_of",
     "by_dtype",
+    "dtypes_of",
     "find",
     "label_of",
     "reference_of",
@@ -25,7 +25,8 @@ __all__ = [
     "variant_panels",
 ]
 
-DTYPES = ("float32", "float16", "int8")
+_DTYPES = ("float32", "float16", "int8", "bfloat16", "int4", "q3_k", "q2_k")
+_ALWAYS = {"float32", "float16", "int8"}
 _ENGINES = {"pytorch": "PyTorch"}
 _MAX_LABEL = 30
 _SQUARES_PX, _SQUARES_GAP_PX = 560, 26
@@ -124,9 +125,16 @@ def by_dtype(models: Sequence[Model]) -> list[ByDtype]:
     """Measured file sizes by dtype, a row per model and format; the twin's would repeat the student's."""
     table: dict[tuple[str, str], dict[str, float | None]] = {}
     for model in models:
-        if model.dtype in DTYPES and model.bytes is not None and not base_of(model).startswith("twin"):
+        if model.dtype in _DTYPES and model.bytes is not None and not base_of(model).startswith("twin"):
             table.setdefault((base_of(model), model.format), {}).setdefault(model.dtype, model.bytes)
-    return [ByDtype(base, format_, [sizes.get(name) for name in DTYPES]) for (base, format_), sizes in table.items()]
+    shown = dtypes_of(models)
+    return [ByDtype(base, format_, [sizes.get(name) for name in shown]) for (base, format_), sizes in table.items()]
+
+
+def dtypes_of(models: Sequence[Model]) -> list[str]:
+    """The columns of the table of bytes: float32, float16, int8, then the other dtypes that there are files of."""
+    there = {model.dtype for model in models}
+    return [name for name in _DTYPES if name in _ALWAYS | there]
 
 
 def variant_panels(models: Sequence[Model]) -> list[VariantPanel]:

@@ -18,8 +18,8 @@ class EngineFacts:
     """What an engine says of itself.
 
     ``format`` is that of the file ("safetensors", "gguf"); ``engine`` the runtime ("pytorch", "llama.cpp");
-    ``dtype`` what the weights are stored in ("float32", "float16", "int8"); ``file_bytes`` the size of the weights'
-    files on disk.
+    ``dtype`` what the weights are stored in ("float32", "float16", "bfloat16", "int8", "int4", "q3_k", "q2_k");
+    ``file_bytes`` the size of the weights' files on disk.
     """
 
     name: str

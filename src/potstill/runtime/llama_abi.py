@@ -194,6 +194,10 @@ _PROTOTYPES: Mapping[str, tuple[Any, tuple[Any, ...]]] = MappingProxyType(
         "gguf_get_arr_type": (_INT, (_POINTER, ctypes.c_int64)),
         "gguf_get_arr_n": (ctypes.c_size_t, (_POINTER, ctypes.c_int64)),
         "gguf_get_arr_str": (ctypes.c_char_p, (_POINTER, ctypes.c_int64, ctypes.c_size_t)),
+        "ggml_quantize_chunk": (
+            ctypes.c_size_t,
+            (_INT, _POINTER, _POINTER, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, _POINTER),
+        ),
         "llama_tokenize": (_INT, (_POINTER, ctypes.c_char_p, _INT, _POINTER, _INT, _BOOL, _BOOL)),
     }
 )

@@ -28,7 +28,7 @@ _TOKENS_PER_CALL = 512
 _MOST_ROWS = 64
 _F32 = 0
 _FLASH_ATTENTION_OFF = 0
-_DTYPES = MappingProxyType({0: "float32", 1: "float16", 7: "int8"})
+_DTYPES = MappingProxyType({0: "float32", 1: "float16", 2: "int4", 7: "int8", 10: "q2_k", 11: "q3_k", 32: "bfloat16"})
 
 
 class LlamaCppEngine:

@@ -41,12 +41,19 @@ class PytorchEngine:
             name=directory.name,
             format="safetensors",
             engine="pytorch",
-            dtype="int8" if weights.quantized else _dtype_of(weights),
+            dtype=weights.coded_dtype or _dtype_of(weights),
             parameters=weights.num_parameters(),
             file_bytes=weights.num_bytes(),
             threads=threads,
             vocabulary=int(self._model.config.vocab_size),
         )
+
+    @classmethod
+    def of(cls, model: Any, facts: EngineFacts) -> Self:  # noqa: ANN401 - a transformers model, whose package is untyped
+        """An engine over a model that is loaded already."""
+        engine = cls.__new__(cls)
+        engine._model, engine._facts, engine._threads = model, facts, facts.threads  # noqa: SLF001 - its own
+        return engine
 
     @property
     def facts(self) -> EngineFacts:

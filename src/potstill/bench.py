@@ -1,0 +1,69 @@
+"""Which file is fastest on this machine? Every model named, in the runtime that opens it, measured in turn."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from potstill.core.errors import InputError, ResourceError
+from potstill.core.hardware import cores_usable, hardware
+from potstill.core.trace import Trace
+from potstill.evaluate.speed import Rate, Work, measure_speed
+from potstill.runtime.engine import Engine
+from potstill.runtime.table import open_engine
+
+__all__ = ["bench"]
+
+
+def bench(models: Mapping[str, Path], work: Work, *, threads: int | None = None, seed: int = 0) -> dict[str, Any]:
+    """Time prefill and decode of every model, all of them in every round.
+
+    A model whose runtime isn't installed is left out and named under ``left_out``, with what to install.
+
+    Units: tokens/s; the median of the rounds, the slowest and the fastest.
+    Raises: InputError: a path that no runtime opens, or none at all whose runtime is installed.
+    """
+    number = threads or cores_usable()
+    left_out: dict[str, str] = {}
+    with ExitStack() as stack:
+        engines: dict[str, Engine] = {}
+        for name, path in models.items():
+            try:
+                engines[name] = stack.enter_context(open_engine(path, threads=number))
+            except ResourceError as error:
+                left_out[name] = str(error)
+        if not engines:
+            raise InputError(
+                "no model could be opened", where=", ".join(models), next_step="; ".join(left_out.values())
+            )
+        speeds = measure_speed(engines, work, Trace(), seed=seed)
+        rows = [
+            {
+                "model": name,
+                "format": engine.facts.format,
+                "engine": engine.facts.engine,
+                "dtype": engine.facts.dtype,
+                "bytes": engine.facts.file_bytes,
+                **_rates("prefill_tokens_per_s", speeds[name].prefill_tokens_per_s),
+                **_rates("decode_tokens_per_s", speeds[name].decode_tokens_per_s),
+            }
+            for name, engine in engines.items()
+        ]
+    return {
+        "models": rows,
+        "fastest_prefill": _fastest(rows, "prefill_tokens_per_s"),
+        "fastest_decode": _fastest(rows, "decode_tokens_per_s"),
+        "left_out": left_out,
+        "prompt_tokens": work.prompt_tokens,
+        "new_tokens": work.new_tokens,
+        "rounds": work.rounds,
+        "hardware": {**hardware(), "threads": number},
+    }
+
+
+def _rates(name: str, rate: Rate) -> dict[str, float]:
+    return {name: rate.median, f"{name}_slowest": rate.slowest, f"{name}_fastest": rate.fastest}
+
+
+def _fastest(rows: Sequence[Mapping[str, Any]], key: str) -> str:
+    return str(max(rows, key=lambda row: row[key])["model"])

@@ -1,0 +1,122 @@
+"""compressed-tensors directories: exact codes and scales in its own packing, and a configuration that is true."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+from compressed_tensors.quantization import QuantizationConfig
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from potstill.core.errors import InputError, ResourceError
+from potstill.core.trace import Trace
+from potstill.export.compressed_tensors import export_compressed_tensors, pack_int32, unpack_int32
+from potstill.export.settings import CompressedTensorsExport
+from potstill.model.weights import Weights, dequantize
+from potstill.runtime.table import open_engine
+
+
+def export(source, out, events=None):
+    listeners = [] if events is None else [events.append]
+    export_compressed_tensors(CompressedTensorsExport(), source, out, "int4", Trace(listeners=listeners))
+    config = json.loads((out / "config.json").read_text())
+    return load_file(out / "model.safetensors"), config.get("quantization_config")
+
+
+@given(rows=st.integers(1, 5), columns=st.integers(1, 80), bits=st.sampled_from([4, 8]), seed=st.integers(0, 99))
+def test_packing_is_that_of_the_package_and_is_undone(rows, columns, bits, seed):
+    half = 1 << (bits - 1)
+    codes_OI = np.random.default_rng(seed).integers(-half, half, (rows, columns)).astype(np.int8)
+    packed_OW = pack_int32(codes_OI, bits)
+    np.testing.assert_array_equal(packed_OW, pack_to_int32(torch.from_numpy(codes_OI), bits).numpy())
+    np.testing.assert_array_equal(unpack_int32(packed_OW, bits, columns), codes_OI)
+
+
+@pytest.mark.parametrize(("bits", "group"), [(8, 32), (8, 0), (4, 32), (4, 128)])
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt_neox"])
+def test_codes_and_scales_are_written_bit_for_bit(make_family, make_quantized, tmp_path, family, bits, group):
+    source = make_quantized(make_family(family), bits, group)
+    written, _ = export(source, tmp_path / "m")
+    weights = Weights(source)
+    in_blocks = [name for name in weights.names if weights.is_coded(name) and ".layers." in name]
+    assert len(in_blocks) >= 3 * 4
+    for name in in_blocks:
+        chosen = weights.read_coded(name)
+        if group:
+            columns = chosen.codes_OI.shape[1]
+            codes_OI = unpack_int32(written[f"{name}_packed"].numpy(), bits, columns)
+            assert written[f"{name}_shape"].tolist() == list(chosen.codes_OI.shape)
+        else:
+            codes_OI = written[name].numpy()
+        np.testing.assert_array_equal(codes_OI, chosen.codes_OI)
+        np.testing.assert_array_equal(written[f"{name}_scale"].numpy(), chosen.scales_OG)
+
+
+def test_embeddings_are_floats_that_hold_codes_times_scales_exactly_and_the_trace_says_so(
+    make_family, make_quantized, tmp_path
+):
+    source = make_quantized(make_family("llama"), 4, 32)
+    events = []
+    written, _ = export(source, tmp_path / "m", events)
+    name = "model.embed_tokens.weight"
+    np.testing.assert_array_equal(written[name].numpy(), dequantize(Weights(source).read_coded(name)))
+    told = [event["value"] for event in events if event["kind"] == "fallback"]
+    assert told == [f"m: {name} stands in float32: compressed-tensors has codes for the blocks only"]
+
+
+def test_weights_that_the_scheme_left_alone_are_named_in_ignore(make_family, make_quantized, tmp_path):
+    """Columns of 172 aren't in groups of 32: those linears stay floats, and nobody looks for codes there."""
+    source = make_quantized(make_family("odd"), 4, 32)
+    _, told = export(source, tmp_path / "m")
+    assert told["ignore"] == ["lm_head", *(f"model.layers.{block}.mlp.down_proj" for block in range(3))]
+    assert told["config_groups"]["group_0"]["targets"] == ["Linear"]
+
+
+@pytest.mark.parametrize(("bits", "group"), [(8, 0), (4, 128)])
+def test_the_configuration_is_one_that_the_package_accepts(make_family, make_quantized, tmp_path, bits, group):
+    _, told = export(make_quantized(make_family("llama"), bits, group), tmp_path / "m")
+    parsed = QuantizationConfig.model_validate({key: one for key, one in told.items() if key != "quant_method"})
+    scheme = parsed.config_groups["group_0"]
+    assert (scheme.weights.num_bits, scheme.weights.group_size) == (bits, group or None)
+    assert (scheme.input_activations is None) == bool(group)
+    assert told["format"] == ("pack-quantized" if group else "int-quantized")
+
+
+def test_transformers_alone_loads_it(make_family, make_quantized, tmp_path):
+    """No part of potstill between: the weights that from_pretrained gives are codes times scales, to the bit."""
+    source = make_quantized(make_family("qwen2"), 4, 32)
+    export(source, tmp_path / "m")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
+    model(input_ids=torch.zeros(1, 1, dtype=torch.int64))
+    weights = Weights(source)
+    for name in ("model.layers.0.self_attn.q_proj.weight", "model.layers.2.mlp.down_proj.weight"):
+        np.testing.assert_array_equal(model.get_parameter(name).detach().numpy(), dequantize(weights.read_coded(name)))
+
+
+def test_conv1d_is_refused(make_family, make_quantized, tmp_path):
+    with pytest.raises(InputError, match="gpt2 keeps its weights in Conv1D"):
+        export(make_quantized(make_family("gpt2"), 8, 32), tmp_path / "m")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_says_what_it_opened_and_nothing_else(make_family, make_quantized, tmp_path, capfd):
+    source = make_quantized(make_family("llama"), 4, 32)
+    export(source, tmp_path / "student-int4.compressed-tensors")
+    with open_engine(tmp_path / "student-int4.compressed-tensors", threads=1) as engine:
+        facts = engine.facts
+        engine.generate([1, 2], 3)
+    assert (facts.name, facts.format, facts.engine) == ("student-int4", "compressed-tensors", "pytorch")
+    assert (facts.dtype, facts.parameters) == ("int4", Weights(source).num_parameters())
+    assert capfd.readouterr().err == ""
+
+
+def test_without_the_package_the_error_names_the_extra(make_family, make_quantized, tmp_path, monkeypatch):
+    export(make_quantized(make_family("llama"), 4, 32), tmp_path / "m")
+    monkeypatch.setitem(sys.modules, "compressed_tensors", None)
+    with pytest.raises(ResourceError, match=r"pip install 'potstill\[compressed-tensors\]'"):
+        open_engine(tmp_path / "m", threads=1)
