@@ -25,7 +25,7 @@ LAYERS = (
     {"summary"},
     {"plan"},
     {"pipeline"},
-    {"cli", "terminal", "tables", "variants", "environment", "continuation"},
+    {"cli", "terminal", "tables", "variants", "environment", "continuation", "one_model", "verb_quantize"},
     {"__main__"},
 )
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from potstill import __version__
+from potstill import __version__, verb_quantize
 from potstill.core.errors import Interrupted, PotstillError, QualityGateError, RecipeError
 from potstill.variants import locate_run, variant_path
 
@@ -48,6 +48,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JS
 Out = Annotated[
     Path | None, typer.Option("--out", help="The run directory; runs/NAME unless told.", show_default=False)
 ]
+Strict = Annotated[bool, typer.Option("--strict", help="A warning or a fallback ends with exit code 6.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or its name under runs/.")]
 Model = Annotated[
     str,
@@ -78,7 +79,7 @@ def run(
     overrides: Overrides = None,
     out: Out = None,
     as_json: AsJson = False,
-    strict: Annotated[bool, typer.Option("--strict", help="A warning or a fallback ends with exit code 6.")] = False,
+    strict: Strict = False,
 ) -> None:
     """Run the whole pipeline; again: go on, and do nothing twice."""
     from potstill import pipeline  # noqa: PLC0415 - see the module's docstring
@@ -168,6 +169,25 @@ def generate(
 
     path = variant_path(model) or (Path(model) if model.endswith(".gguf") else locate(model))
     _print(visible_lines(prompt + continue_text(path, prompt, tokens)))
+
+
+@app.command()
+def quantize(  # noqa: PLR0913 - an option each
+    model: Model,
+    scheme: verb_quantize.Scheme,
+    group: verb_quantize.Group = None,
+    method: verb_quantize.Method = None,
+    keep: verb_quantize.Keep = None,
+    format: verb_quantize.Format = "gguf",  # noqa: A002 - the option is called so
+    data: verb_quantize.Data = None,
+    calibration_tokens: verb_quantize.CalibrationTokens = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where to; MODEL-SCHEME unless told.")] = None,
+    as_json: AsJson = False,
+    strict: Strict = False,
+) -> None:
+    """Quantize a model and write it as files, without a recipe; again: go on."""
+    summary = verb_quantize.quantize_of_options(model, locals(), out, _require_nothing_told if strict else None)
+    _show(summary, as_json=as_json, printer=_print_tree)
 
 
 @app.command()

@@ -17,7 +17,8 @@ from potstill.core.artefact import read_manifest
 from potstill.data.settings import TrainTokenizer
 from potstill.labels.settings import Dense
 from potstill.model.shapes import shape_for_budget
-from potstill.quantize.settings import label_of
+from potstill.quantize.memory import peak_bytes
+from potstill.quantize.settings import calibration_of, label_of
 from potstill.recipe import Recipe
 from potstill.stages import Stage, stage_fingerprint, stages_of
 from potstill.train.settings import LoadedTeacher, TrainedTeacher
@@ -224,7 +225,20 @@ def _quantize(recipe: Recipe, sizes: _Sizes) -> _Cost:
     weights = _variant_weights(recipe, sizes)
     disk = sum(_BYTES_PER_WEIGHT[scheme.scheme] for scheme in recipe.quantize) * weights
     does, makes = ", ".join(map(label_of, recipe.quantize)), f"{len(recipe.quantize)} schemes"
-    return _Cost(does, makes, None, disk, _PROCESS_BYTES + 8 * weights, 1.0)
+    shape = shape_for_budget(recipe.student.parameters, sizes.vocabulary)
+    memory = _PROCESS_BYTES + max(
+        peak_bytes(
+            scheme,
+            embedding=shape.vocabulary * shape.width,
+            block=shape.block_parameters,
+            width=shape.width,
+            mlp_width=shape.mlp_width,
+        )
+        for scheme in recipe.quantize
+    )
+    tokens = [method.calibration_tokens for scheme in recipe.quantize if (method := calibration_of(scheme))]
+    seconds = 1.0 + (2 if recipe.prune else 1) * 3 * sizes.reading_s(sizes.student, sum(tokens))
+    return _Cost(does, makes, None, disk, memory, seconds)
 
 
 def _export(recipe: Recipe, sizes: _Sizes) -> _Cost:
