@@ -23,9 +23,21 @@ LAYERS = (
     {"recipe", "report"},
     {"stages"},
     {"summary"},
+    {"costs"},
     {"plan"},
     {"pipeline"},
-    {"cli", "terminal", "tables", "variants", "environment", "continuation", "bench"},
+    {
+        "cli",
+        "terminal",
+        "tables",
+        "variants",
+        "environment",
+        "continuation",
+        "bench",
+        "output",
+        "one_model",
+        "verb_quantize",
+    },
     {"__main__"},
 )
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}

@@ -18,7 +18,7 @@ from potstill.core import errors
 from potstill.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
-VERBS = ("run", "plan", "inspect", "init", "show", "report", "generate", "env")
+VERBS = ("run", "plan", "inspect", "init", "show", "report", "generate", "quantize", "env")
 HELP_SECONDS = 0.3
 
 

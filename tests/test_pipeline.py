@@ -341,3 +341,22 @@ def test_the_answers_of_a_teacher_nobody_can_load_are_learnt_and_their_prompts_a
     assert summary["labels"] is None
     scored = summary["data"]["sentences"]
     assert scored["student"] == 100
+
+
+def test_calibrated_schemes_read_the_recipe_s_text_and_each_variant_has_its_row(folder):
+    schemes = "[{scheme: int8, group: 32}, {scheme: int4, group: 32}, {scheme: int4, group: 32, method: gptq}]"
+    quick = ["--set", f"quantize={schemes}", "--set", "evaluate.speed=false", "--set", "student.epochs=1"]
+    ended = start(folder, "calibrated", *quick)
+    _, complaints = ended.communicate()
+    assert ended.returncode == 0, complaints
+    summary = json.loads((folder / "calibrated" / "summary.json").read_text())
+    names = [row["name"] for row in summary["models"]]
+    assert [name for name in names if name.startswith("student-")] == [
+        "student-int8",
+        "student-int4",
+        "student-int4-gptq",
+    ]
+    assert any("tokens to calibrate on" in text for text in summary["fallbacks"]), "fewer than the 65,536 asked for"
+    directory = next((folder / "calibrated" / "stages").glob("*-quantize")) / "student-int4-gptq"
+    told = json.loads((directory / "calibration.json").read_text())
+    assert {facts["tokens"] for facts in told["linears"].values()} == {told["tokens"]}

@@ -4,28 +4,27 @@ Every verb is one Python call. What is heavy is imported inside the verbs, so th
 Results go to stdout, with ``--json`` as exactly one document; everything else goes to stderr.
 """
 
-import contextlib
 import errno
-import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from potstill import __version__
-from potstill.core.errors import Interrupted, PotstillError, QualityGateError, RecipeError
+from potstill import __version__, verb_quantize
+from potstill.core.errors import Interrupted, PotstillError, RecipeError
 from potstill.core.world import launched_as
+from potstill.output import print_line, print_tree_of, require_nothing_told, show_result, summary_printer, tell
 from potstill.variants import locate_run, variant_path
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    pass
 
 __all__ = ["app", "main"]
 
-BUG, RESOURCES, INTERRUPTED, BROKEN_PIPE = 1, 4, 130, 141
+BUG, RESOURCES, INTERRUPTED = 1, 4, 130
 _OUT_OF_RESOURCES = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENOMEM}
 
 app = typer.Typer(
@@ -49,6 +48,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JS
 Out = Annotated[
     Path | None, typer.Option("--out", help="The run directory; runs/NAME unless told.", show_default=False)
 ]
+Strict = Annotated[bool, typer.Option("--strict", help="A warning or a fallback ends with exit code 6.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or its name under runs/.")]
 Model = Annotated[
     str,
@@ -60,7 +60,7 @@ Model = Annotated[
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        _print(__version__)
+        print_line(__version__)
         raise typer.Exit
 
 
@@ -79,7 +79,7 @@ def run(
     overrides: Overrides = None,
     out: Out = None,
     as_json: AsJson = False,
-    strict: Annotated[bool, typer.Option("--strict", help="A warning or a fallback ends with exit code 6.")] = False,
+    strict: Strict = False,
 ) -> None:
     """Run the whole pipeline; again: go on, and do nothing twice. Under torchrun: by all its processes together."""
     from potstill import pipeline  # noqa: PLC0415 - see the module's docstring
@@ -94,10 +94,10 @@ def run(
         return
     with listening(sys.stderr) as listener:
         summary = pipeline.run(resolved, directory, listeners=[listener])
-    _show(summary, as_json=as_json, printer=_summary_printer(stages=False))
-    _tell(f"report: {directory / 'report.html'}")
+    show_result(summary, as_json=as_json, printer=summary_printer(stages=False))
+    tell(f"report: {directory / 'report.html'}")
     if strict:
-        _require_nothing_told(summary, directory)
+        require_nothing_told(summary, directory)
 
 
 @app.command("plan")
@@ -113,7 +113,7 @@ def show_plan(
     from potstill.tables import print_plan  # noqa: PLC0415
 
     resolved = load_recipe(recipe, overrides or ())
-    _show(plan(resolved, out or Path("runs") / resolved.name), as_json=as_json, printer=print_plan)
+    show_result(plan(resolved, out or Path("runs") / resolved.name), as_json=as_json, printer=print_plan)
 
 
 @app.command()
@@ -121,7 +121,7 @@ def inspect(model: Model, as_json: AsJson = False) -> None:
     """Count a model's parameters by part and its bytes by dtype, from its config alone."""
     from potstill.model.inspect import inspect_config  # noqa: PLC0415
 
-    _show(inspect_config(variant_path(model, of_config=True) or model), as_json=as_json, printer=_print_tree)
+    show_result(inspect_config(variant_path(model, of_config=True) or model), as_json=as_json, printer=print_tree_of)
 
 
 @app.command()
@@ -138,7 +138,7 @@ def init(
             file.write(template)
     except FileExistsError as error:
         raise RecipeError("is there already", where=str(path), next_step="name another path") from error
-    _tell(f"wrote {path}; now: potstill plan {path}")
+    tell(f"wrote {path}; now: potstill plan {path}")
 
 
 @app.command()
@@ -147,7 +147,7 @@ def show(run: RunName, as_json: AsJson = False) -> None:
     from potstill import pipeline  # noqa: PLC0415
 
     summary = pipeline.read_summary(locate_run(run))
-    _show(summary, as_json=as_json, printer=_summary_printer(stages=True))
+    show_result(summary, as_json=as_json, printer=summary_printer(stages=True))
 
 
 @app.command()
@@ -157,7 +157,7 @@ def report(run: RunName) -> None:
 
     directory = locate_run(run)
     build_report(directory)
-    _print(str(directory / "report.html"))
+    print_line(str(directory / "report.html"))
 
 
 @app.command()
@@ -172,7 +172,7 @@ def generate(
     from potstill.terminal import visible_lines  # noqa: PLC0415
 
     path = variant_path(model) or (Path(model) if Path(model).exists() or model.endswith(".gguf") else locate(model))
-    _print(visible_lines(prompt + continue_text(path, prompt, tokens)))
+    print_line(visible_lines(prompt + continue_text(path, prompt, tokens)))
 
 
 @app.command("bench")
@@ -190,7 +190,26 @@ def show_bench(
 
     paths = {name: variant_path(name) or Path(name) for name in models}
     result = bench(paths, Work(prompt_tokens, new_tokens, rounds), threads=threads)
-    _show(result, as_json=as_json, printer=_print_tree)
+    show_result(result, as_json=as_json, printer=print_tree_of)
+
+
+@app.command()
+def quantize(  # noqa: PLR0913 - an option each
+    model: Model,
+    scheme: verb_quantize.Scheme,
+    group: verb_quantize.Group = None,
+    method: verb_quantize.Method = None,
+    keep: verb_quantize.Keep = None,
+    format: verb_quantize.Format = "gguf",  # noqa: A002 - the option is called so
+    data: verb_quantize.Data = None,
+    calibration_tokens: verb_quantize.CalibrationTokens = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where to; MODEL-SCHEME unless told.")] = None,
+    as_json: AsJson = False,
+    strict: Strict = False,
+) -> None:
+    """Quantize a model and write it as files, without a recipe; again: go on."""
+    summary = verb_quantize.quantize_of_options(model, locals(), out, require_nothing_told if strict else None)
+    show_result(summary, as_json=as_json, printer=print_tree_of)
 
 
 @app.command()
@@ -198,7 +217,7 @@ def env(as_json: AsJson = False) -> None:
     """Print what a bug report needs; no user, host or path names."""
     from potstill import environment  # noqa: PLC0415
 
-    _show(environment.describe(), as_json=as_json, printer=_print_tree)
+    show_result(environment.describe(), as_json=as_json, printer=print_tree_of)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -236,67 +255,10 @@ def _sentence_and_exit_code(error: BaseException) -> tuple[str, int]:
 def _tell_error(text: str) -> None:
     from potstill.terminal import visible_lines  # noqa: PLC0415
 
-    _tell(f"error: {visible_lines(text)}")
+    tell(f"error: {visible_lines(text)}")
 
 
 def _says_out_of_memory(error: BaseException) -> bool:
     """Whether this is PyTorch's way of saying it, which has no exception type of its own on the CPU."""
     text = str(error).lower()
     return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
-
-
-def _show(result: Any, *, as_json: bool, printer: Callable[["Console", Any], None]) -> None:  # noqa: ANN401 - JSON
-    if as_json:
-        import json  # noqa: PLC0415
-
-        _print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False))
-        return
-    from potstill.terminal import console_for  # noqa: PLC0415
-
-    with _pipe_may_break():
-        printer(console_for(sys.stdout), result)
-        sys.stdout.flush()
-
-
-def _require_nothing_told(summary: Mapping[str, Any], directory: Path) -> None:
-    """Refuse a run that had to warn or to do something in another way than asked for.
-
-    Raises: QualityGateError: saying how many warnings and fallbacks there are.
-    """
-    if summary["warnings"] or summary["fallbacks"]:
-        found = f"{len(summary['warnings'])} warnings and {len(summary['fallbacks'])} fallbacks"
-        raise QualityGateError(f"{found}, where --strict allows none", where=str(directory))
-
-
-def _summary_printer(*, stages: bool) -> Callable[["Console", Any], None]:
-    from potstill.tables import print_summary  # noqa: PLC0415
-
-    return lambda console, summary: print_summary(console, summary, stages=stages)
-
-
-def _print_tree(console: "Console", facts: Any) -> None:  # noqa: ANN401 - JSON values
-    from potstill.tables import print_tree  # noqa: PLC0415
-
-    print_tree(console, facts)
-
-
-def _print(text: str) -> None:
-    with _pipe_may_break():
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-
-
-def _tell(text: str) -> None:
-    """Write to stderr, where what is no result belongs."""
-    with contextlib.suppress(BrokenPipeError):
-        sys.stderr.write(text + "\n")
-
-
-@contextlib.contextmanager
-def _pipe_may_break() -> Iterator[None]:
-    """Stop quietly, as programs in a pipe do, when nobody reads stdout any more."""
-    try:
-        yield
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(BROKEN_PIPE) from None

@@ -31,7 +31,7 @@ from potstill.stages import Stage, stage_fingerprint, stages_of
 from potstill.summary import summarise
 from potstill.train.settings import LoadedTeacher
 
-__all__ = ["read_summary", "run"]
+__all__ = ["held_alone", "read_summary", "run"]
 
 _IN_PROGRESS = "in-progress.json"
 _MAKE, _CACHED, _END = "make", "cached", "end of the run"
@@ -57,7 +57,7 @@ def run(recipe: Recipe, out: Path, *, listeners: Sequence[Callable[[Event], None
 def _lead(recipe: Recipe, out: Path, listeners: Sequence[Callable[[Event], None]]) -> dict[str, Any]:
     started = time.perf_counter()
     _make_directory(out)
-    with _locked(out), interrupt.watching(launched=current().size > 1):
+    with held_alone(out), interrupt.watching(launched=current().size > 1):
         _claim(out, recipe)
         _use_threads(recipe.threads)
         _check_loaded_teacher(recipe)
@@ -195,8 +195,8 @@ def _make_directory(out: Path) -> None:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold the run directory for this process alone.
+def held_alone(out: Path) -> Iterator[None]:
+    """Hold a directory for this process alone.
 
     Raises: RunDirectoryError: another process holds it.
     """

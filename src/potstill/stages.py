@@ -13,6 +13,7 @@ from typing import Any
 from potstill.core.artefact import fingerprint_of
 from potstill.core.trace import Trace
 from potstill.data.settings import TeacherTokenizer
+from potstill.quantize.settings import calibration_of, label_of
 from potstill.recipe import Recipe
 from potstill.train.settings import LoadedTeacher, TrainedTeacher
 
@@ -188,15 +189,20 @@ def _quantize(recipe: Recipe) -> Stage | None:
         return None
 
     def run(inputs: Mapping[str, Path], out: Path, trace: Trace) -> None:
-        from potstill.quantize.settings import label_of
+        from potstill.quantize.calibration import draw_text, load_rows
         from potstill.quantize.stage import quantize_model
 
         for base, stage in _bases(recipe).items():
             for scheme in recipe.quantize:
-                quantize_model(scheme, inputs[stage] / "model", out / f"{base}-{label_of(scheme)}", trace)
+                method = calibration_of(scheme)
+                text = draw_text(load_rows(inputs["data"]), method.calibration_tokens, trace) if method else None
+                quantize_model(scheme, inputs[stage] / "model", out / f"{base}-{label_of(scheme)}", trace, text)
 
     settings = {"schemes": [_json(scheme) for scheme in recipe.quantize]}
-    return Stage("06-quantize", "round", settings, _base_inputs(recipe), run, code_version=2)
+    inputs = _base_inputs(recipe)
+    if any(calibration_of(scheme) for scheme in recipe.quantize):
+        inputs["data"] = "01-data"
+    return Stage("06-quantize", "round", settings, inputs, run, code_version=2)
 
 
 def _export(recipe: Recipe) -> Stage | None:
@@ -205,7 +211,6 @@ def _export(recipe: Recipe) -> Stage | None:
 
     def run(inputs: Mapping[str, Path], out: Path, trace: Trace) -> None:
         from potstill.export.stage import export_variants
-        from potstill.quantize.settings import label_of
 
         variants = {f"{base}-float32": inputs[stage] / "model" for base, stage in _bases(recipe).items()}
         for base in _bases(recipe):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from potstill import cli, plan
+from potstill import cli
 from potstill.core import errors
 from potstill.core.settings import parse_settings
 from potstill.core.trace import Trace
@@ -68,12 +68,12 @@ def test_a_stage_has_the_one_signature_and_a_plan(stage):
     assert typing.get_type_hints(stage.run)["out"] is Path
     earlier = [other.name for other in stages_of(WHOLE) if other.name < stage.name]
     assert set(stage.inputs.values()) <= set(earlier)
-    assert stage.name in plan._COSTS
+    assert stage.name in costs.COSTS
 
 
 def test_the_plan_knows_no_other_stage():
     """A row of the plan for a stage that is gone would be dead."""
-    assert set(plan._COSTS) == {stage.name for stage in stages_of(WHOLE)}
+    assert set(costs.COSTS) == {stage.name for stage in stages_of(WHOLE)}
 
 
 def test_every_error_has_an_exit_code_of_the_table():

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 __all__ = ["round_inputs", "rounded_per_token"]
 
@@ -24,9 +25,9 @@ def rounded_per_token(values: Tensor) -> Tensor:
     return codes * scales
 
 
-def round_inputs(linear: nn.Module) -> None:
-    """Let a linear see its inputs rounded per token, from now on."""
-    linear.register_forward_pre_hook(_rounded_first)
+def round_inputs(linear: nn.Module) -> RemovableHandle:
+    """Let a linear see its inputs rounded per token, until what this returns is removed."""
+    return linear.register_forward_pre_hook(_rounded_first)
 
 
 def _rounded_first(_linear: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -17,7 +17,9 @@ from potstill.quantize.grids import quantize_int4, quantize_int8, require_finite
 from potstill.quantize.placement import Grid
 from potstill.runtime.ggml_grids import quantize_blocks
 
-__all__ = ["Encoded", "coded_on", "encode", "encode_coded", "to_float"]
+__all__ = ["Encoded", "coded_on", "encode", "encode_blocks", "encode_coded", "squares", "to_float"]
+
+_ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -71,3 +73,13 @@ def to_float(name: str, weight: NDArray[np.float32], grid: Grid) -> Encoded:
     rounded = to_bfloat16(weight, name=name)
     half = torch.from_numpy(rounded).view(torch.bfloat16)
     return Encoded({name: half}, half.float().numpy())
+
+
+def squares(exact: NDArray[np.float32], back: NDArray[np.float32]) -> tuple[float, float]:
+    """Sums of (back - exact)^2 and of exact^2 in float64, a few rows at a time: the whole would be in memory twice."""
+    missed = total = 0.0
+    for first in range(0, len(exact), _ROWS_AT_ONCE):
+        rows = exact[first : first + _ROWS_AT_ONCE].astype(np.float64)
+        missed += float(np.square(back[first : first + _ROWS_AT_ONCE] - rows).sum())
+        total += float(np.square(rows).sum())
+    return missed, total

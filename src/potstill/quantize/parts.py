@@ -76,10 +76,13 @@ class WorkSoFar:
             facts: dict[str, Any] = json.loads(file.metadata()["facts"])
         return facts
 
-    def finish(self, part: Part, entries: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Write a part with what there is to tell of it, durably and in one step."""
+    def finish(self, part: Part, entries: Mapping[str, Tensor], facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Write a part with what there is to tell of it, durably and in one step; returns it as read again."""
+        text = canonical_json(facts)
         with replacing(self._path(part)) as temporary:
-            save_file(dict(entries), temporary, metadata={"facts": canonical_json(facts)})
+            save_file(dict(entries), temporary, metadata={"facts": text})
+        told: dict[str, Any] = json.loads(text)
+        return told
 
     def put_together(self, parts: Sequence[Part], out: Path, metadata: Mapping[str, str]) -> None:
         """Write the tensors of all parts as one file."""

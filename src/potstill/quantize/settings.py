@@ -6,18 +6,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from potstill.core.settings import Settings
+from potstill.core.settings import Count, Settings
 
 __all__ = [
+    "Awq",
     "Bfloat16",
+    "Calibrated",
     "Float16",
+    "Gptq",
     "Int4",
     "Int8",
     "Int8Channel",
     "KQuant2",
     "KQuant3",
     "Keep",
+    "Rtn",
     "Scheme",
+    "Search",
+    "SmoothQuant",
+    "calibration_of",
     "label_of",
     "repeated_labels",
 ]
@@ -37,6 +44,63 @@ def _keep_of(value: Any) -> Any:  # noqa: ANN401 - before validation it may be a
 Kept = tuple[Annotated[Keep, BeforeValidator(_keep_of)], ...]
 
 
+class Rtn(Settings):
+    """Every weight to the nearest code; looks at no text."""
+
+    kind: Literal["rtn"] = "rtn"
+
+
+class Calibrated(Settings):
+    """A method that looks at the inputs of every linear on some of the recipe's text."""
+
+    calibration_tokens: Annotated[Count, Field(ge=1)] = 65_536
+
+
+class Search(Calibrated):
+    """Of many scales for a group the one with the least squared error, columns weighed by their mean squared input.
+
+    On k-quant grids the weights go into llama.cpp's own search, as its importance matrix does.
+    """
+
+    kind: Literal["search"] = "search"
+
+
+class Gptq(Calibrated):
+    """Round column by column, and let the columns still to come make up for the error on the text.
+
+    With ``activation_order`` columns of large inputs go first, and the scales are chosen before any of them moves.
+    """
+
+    kind: Literal["gptq"] = "gptq"
+    activation_order: bool = True
+    damping: Annotated[float, Field(gt=0, le=1)] = 0.01
+
+
+class Awq(Calibrated):
+    """Make columns of large inputs larger before rounding, and what comes before them smaller by as much."""
+
+    kind: Literal["awq"] = "awq"
+    steps: Annotated[int, Field(ge=1, le=100)] = 20
+
+
+class SmoothQuant(Calibrated):
+    """Move the spread of activations into the weights, so that both round well: s = max|x|^a / max|w|^(1 - a)."""
+
+    kind: Literal["smoothquant"] = "smoothquant"
+    strength: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+def _method_of(value: Any) -> Any:  # noqa: ANN401 - before validation it may be anything
+    return {"kind": value} if isinstance(value, str) else value
+
+
+Method = Annotated[Rtn | Search | Gptq | Awq, Field(discriminator="kind"), BeforeValidator(_method_of)]
+W8A8Method = Annotated[
+    Rtn | Search | Gptq | Awq | SmoothQuant, Field(discriminator="kind"), BeforeValidator(_method_of)
+]
+BlockMethod = Annotated[Rtn | Search, Field(discriminator="kind"), BeforeValidator(_method_of)]
+
+
 class Float16(Settings):
     """Every weight as an IEEE half: 2 bytes, an ordinary Hugging Face directory."""
 
@@ -54,6 +118,7 @@ class Int8(Settings):
 
     scheme: Literal["int8"] = "int8"
     group: Literal[32] = 32
+    method: Method = Rtn()
     keep: Kept = ()
 
     @model_validator(mode="after")
@@ -71,6 +136,7 @@ class Int8Channel(Settings):
     """
 
     scheme: Literal["int8-channel"] = "int8-channel"
+    method: W8A8Method = Rtn()
     keep: Kept = ()
 
 
@@ -79,6 +145,7 @@ class Int4(Settings):
 
     scheme: Literal["int4"] = "int4"
     group: Literal[32, 128] = 32
+    method: Method = Rtn()
     keep: Kept = ()
 
 
@@ -86,6 +153,7 @@ class KQuant3(Settings):
     """llama.cpp's Q3_K: 3.4 bits a weight, scales that are themselves quantized; GGUF only."""
 
     scheme: Literal["q3_k"] = "q3_k"
+    method: BlockMethod = Rtn()
     keep: Kept = ()
 
 
@@ -93,6 +161,7 @@ class KQuant2(Settings):
     """llama.cpp's Q2_K: 2.6 bits a weight, scales and minima that are themselves quantized; GGUF only."""
 
     scheme: Literal["q2_k"] = "q2_k"
+    method: BlockMethod = Rtn()
     keep: Kept = ()
 
 
@@ -104,16 +173,25 @@ Scheme = Annotated[
 
 
 def label_of(scheme: Scheme) -> str:
-    """What a variant of this scheme is called after its model: "int8", "int4-g128", "q3_k-keep".
+    """What a variant of this scheme is called after its model: "int8", "int4-g128-gptq", "q3_k-keep".
 
     Two settings of one label differ in nothing that the label tells, so a recipe may not name both.
     """
     parts: list[str] = [scheme.scheme]
     if isinstance(scheme, Int4) and scheme.group != 32:
         parts.append(f"g{scheme.group}")
+    method = getattr(scheme, "method", Rtn())
+    if not isinstance(method, Rtn):
+        parts.append(method.kind)
     if getattr(scheme, "keep", ()):
         parts.append("keep")
     return "-".join(parts)
+
+
+def calibration_of(scheme: Scheme) -> Calibrated | None:
+    """The scheme's method where that is one that needs text."""
+    method = getattr(scheme, "method", None)
+    return method if isinstance(method, Calibrated) else None
 
 
 def repeated_labels(schemes: Sequence[Scheme]) -> list[str]:

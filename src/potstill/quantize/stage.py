@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,10 +17,13 @@ from potstill.core.trace import Trace
 from potstill.model.directory import TOKENIZER_FILES
 from potstill.model.store import model_fingerprint
 from potstill.model.weights import QUANTIZED_FILE, Weights, inputs_first, load_quantized
-from potstill.quantize.encode import Encoded, encode, to_float
+from potstill.quantize.calibration import CalibratedBlocks, CalibrationText
+from potstill.quantize.encode import Encoded, encode, encode_coded, squares, to_float
+from potstill.quantize.grids import require_finite
+from potstill.quantize.methods import CODED, round_by_search
 from potstill.quantize.parts import Part, WorkSoFar, parts_of
 from potstill.quantize.placement import Grid, Placement, grid_of, is_matrix, placements
-from potstill.quantize.settings import Bfloat16, Float16, Scheme
+from potstill.quantize.settings import Bfloat16, Calibrated, Float16, Scheme, calibration_of
 
 __all__ = ["load_quantized", "quantize_model"]
 
@@ -27,15 +31,19 @@ _COMPANIONS = ("generation_config.json", *TOKENIZER_FILES)
 _SHOWN = 8
 
 
-def quantize_model(scheme: Scheme, model_dir: Path, out: Path, trace: Trace) -> None:
+def quantize_model(
+    scheme: Scheme, model_dir: Path, out: Path, trace: Trace, text: CalibrationText | None = None
+) -> None:
     """Write the model of ``model_dir`` to ``out`` in a scheme; what stands there already is overwritten.
 
     float16 and bfloat16 give an ordinary Hugging Face directory. The other schemes give config, tokenizer and
     ``quantized.safetensors``: embeddings and every linear weight as codes and scales (k-quants: as llama.cpp's blocks),
-    norms and biases in float32, a tied embedding once. No more than one block is in memory. Killed and called again,
-    it goes on at the block it was at and ends in the same bytes.
+    norms and biases in float32, a tied embedding once. A calibrated method also writes ``calibration.json``: for each
+    linear the tokens it saw, and what the method has to tell. No more than one block is in memory. Killed and called
+    again, it goes on at the block it was at and ends in the same bytes.
 
-    Raises: InputError: the source is damaged, already quantized, or holds a weight the scheme can't.
+    Raises: InputError: the source is damaged, already quantized, or holds a weight the scheme can't; a calibrated
+    method has no text, or doesn't know the family.
     RecipeError: ``keep`` names a tensor that isn't there.
     """
     weights = Weights(model_dir)
@@ -45,20 +53,44 @@ def quantize_model(scheme: Scheme, model_dir: Path, out: Path, trace: Trace) -> 
     out.mkdir(parents=True, exist_ok=True)
     for stale in out.glob(".*.partial"):
         stale.unlink()
-    work = WorkSoFar(out, {"scheme": scheme.model_dump(mode="json"), "model": model_fingerprint(model_dir)})
+    made_from = {"scheme": scheme.model_dump(mode="json"), "model": model_fingerprint(model_dir)}
+    work = WorkSoFar(out, made_from | ({} if text is None else {"text": text.fingerprint}))
+    method = calibration_of(scheme)
+    blocks = None if method is None else CalibratedBlocks(scheme, method, weights, _required(text, out), work)
     _tell_input(weights, trace)
     parts, told = parts_of(weights.names), []
     for done, part in enumerate(parts, start=1):
         facts = work.facts(part)
-        if facts is None:
-            facts = _round_part(weights, part, placed, work)
-        for text in facts["fallbacks"]:
-            trace.fallback(text)
+        if facts is None and blocks is not None and part.block is not None:
+            facts = blocks.quantize(part, placed)
+        elif facts is None:
+            facts = _round_part(weights, part, placed, work, method)
+        for sentence in facts["fallbacks"]:
+            trace.fallback(sentence)
         told.append(facts)
         trace.progress("quantize", done, len(parts), "parts")
     _write_directory(scheme, weights, out, parts, work)
+    if text is not None and method is not None:
+        _write_calibration(out, text, told, trace)
     _tell_output(scheme, weights, out, told, trace)
     work.remove()
+
+
+def _required(text: CalibrationText | None, out: Path) -> CalibrationText:
+    if text is None:
+        raise InputError("there is no text to calibrate on", where=str(out), next_step="give a text, or method: rtn")
+    return text
+
+
+def _write_calibration(out: Path, text: CalibrationText, told: Sequence[Mapping[str, Any]], trace: Trace) -> None:
+    """What each linear saw, in the artefact and, worst first, in the trace."""
+    linears = {name: facts for part in told for name, facts in part.get("linears", {}).items()}
+    write_json(out / "calibration.json", {"tokens": text.num_tokens, "linears": linears})
+    tokens = [facts["tokens"] for facts in linears.values()]
+    trace.metric("calibration_tokens", min(tokens, default=0), "tokens", linears=len(linears))
+    rows = [{"linear": name, **facts} for name, facts in linears.items()]
+    worst = sorted(rows, key=lambda row: -row.get("output_error_relative", 0.0))[:_SHOWN]
+    trace.table("linears with the largest error of their outputs", worst)
 
 
 def _placements(scheme: Scheme, weights: Weights) -> Mapping[str, Placement]:
@@ -75,25 +107,29 @@ def _placements(scheme: Scheme, weights: Weights) -> Mapping[str, Placement]:
     return placements(scheme, columns, where=str(weights.directory)) | rest
 
 
-def _round_part(weights: Weights, part: Part, placed: Mapping[str, Placement], work: WorkSoFar) -> dict[str, Any]:
-    """Round the tensors of a part to nearest and write them; returns what there is to tell."""
+def _round_part(
+    weights: Weights, part: Part, placed: Mapping[str, Placement], work: WorkSoFar, method: Calibrated | None
+) -> dict[str, Any]:
+    """Round the tensors of a part without text and write them; returns what there is to tell."""
     entries: dict[str, Tensor] = {}
     error, total = 0.0, 0.0
     for name in part.tensors:
         interrupt.check()
         exact = weights.read(name).float().contiguous().numpy()
-        encoded = _encode(weights, name, exact, placed[name].grid)
+        encoded = _encode(weights, name, exact, placed[name].grid, search=method is not None)
         entries |= encoded.entries
         if exact.ndim == 2:
-            error += float(np.square(encoded.back.astype(np.float64) - exact).sum())
-            total += float(np.square(exact.astype(np.float64)).sum())
+            missed, size = squares(exact, encoded.back)
+            error, total = error + missed, total + size
     fallbacks = [text for name in part.tensors if (text := placed[name].fallback)]
-    facts = {"error": error, "total": total, "fallbacks": fallbacks}
-    work.finish(part, entries, facts)
-    return facts
+    return work.finish(part, entries, {"error": error, "total": total, "fallbacks": fallbacks})
 
 
-def _encode(weights: Weights, name: str, exact: NDArray[np.float32], grid: Grid) -> Encoded:
+def _encode(weights: Weights, name: str, exact: NDArray[np.float32], grid: Grid, *, search: bool) -> Encoded:
+    """Round to nearest; beside a calibrated method, search scales by the error of the weights themselves."""
+    if search and grid.name in CODED and not inputs_first(weights.config, name):
+        require_finite(exact, name)
+        return encode_coded(name, round_by_search(torch.from_numpy(exact), grid, None))
     if exact.ndim != 2 or grid.name in {"float32", "float16", "bfloat16"}:
         return to_float(name, exact, grid)
     if not inputs_first(weights.config, name):

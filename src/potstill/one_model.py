@@ -1,0 +1,124 @@
+"""Quantize and export one model, without a recipe: the work behind ``potstill quantize``."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from potstill.core import interrupt
+from potstill.core.durable import write_json
+from potstill.core.errors import RecipeError
+from potstill.core.memory import peak_memory_bytes, reset_peak_memory
+from potstill.core.settings import Settings
+from potstill.core.trace import Event, Trace, read_trace
+from potstill.data.settings import DataSettings, Files
+from potstill.export.settings import Export
+from potstill.pipeline import held_alone
+from potstill.quantize.settings import Calibrated, Scheme, calibration_of, label_of
+
+__all__ = ["QuantizeSettings", "quantize_one_model"]
+
+_TOKENS_PER_ROW = 512
+_SHORTEST_ROW = 16
+
+
+class QuantizeSettings(Settings):
+    """What ``potstill quantize`` is told: a scheme, formats, and for calibrated methods files of text."""
+
+    scheme: Scheme
+    export: Annotated[tuple[Export, ...], Field(strict=False)] = ()
+    data: Files | None = None
+
+
+def quantize_one_model(
+    settings: QuantizeSettings, model: str | Path, out: Path, *, listeners: Sequence[Callable[[Event], None]] = ()
+) -> dict[str, Any]:
+    """Write ``out/NAME-LABEL/``, the quantized directory, and beside it ``NAME-LABEL.SUFFIX`` in each format.
+
+    NAME is the model's directory, with _ for -, for a label begins at the first -.
+
+    Killed and called again with the same arguments, it goes on at the block it was at. ``summary.json`` holds what is
+    returned, ``trace.jsonl`` what was told on the way.
+
+    Raises: RecipeError: a calibrated method without text. InputError: the model or the text can't be read.
+    RunDirectoryError: another process works in ``out``.
+    """
+    from potstill.export.stage import export_variants  # noqa: PLC0415 - torch, only when there is work
+    from potstill.model.directory import check_model, check_tokenizer, locate  # noqa: PLC0415
+    from potstill.quantize.stage import quantize_model  # noqa: PLC0415
+
+    method = calibration_of(settings.scheme)
+    if method is not None and settings.data is None:
+        raise RecipeError(
+            f"method {label_of(settings.scheme).rpartition('-')[2]} looks at text, and there is none",
+            next_step="add --data FILE, or take --method rtn",
+        )
+    source = locate(model)
+    check_model(source)
+    if settings.export or method is not None:
+        check_tokenizer(source)
+    variant = f"{source.resolve().name.replace('-', '_')}-{label_of(settings.scheme)}"
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    with held_alone(out), interrupt.watching():
+        (out / "trace.jsonl").unlink(missing_ok=True)
+        trace = Trace(out / "trace.jsonl", stage="quantize", listeners=listeners)
+        reset_peak_memory()
+        text = None if method is None else _text_of(settings, method, source, trace)
+        quantize_model(settings.scheme, source, out / variant, trace, text)
+        export_variants(settings.export, {variant: out / variant}, out, trace.for_stage("export"))
+        summary = _summary(settings, source, out, variant)
+        summary |= {"seconds": round(time.perf_counter() - started, 3), "peak_memory_bytes": peak_memory_bytes()}
+        write_json(out / "summary.json", summary)
+    return summary
+
+
+def _text_of(settings: QuantizeSettings, method: Calibrated, source: Path, trace: Trace) -> Any:  # noqa: ANN401
+    """Rows of the files, cut by the model's own tokenizer, as long as its context allows."""
+    from potstill.core.durable import read_json  # noqa: PLC0415
+    from potstill.data.packing import pack  # noqa: PLC0415
+    from potstill.data.passages import BadInput  # noqa: PLC0415
+    from potstill.data.sources import read_passages  # noqa: PLC0415
+    from potstill.data.splits import distinct_paragraphs  # noqa: PLC0415
+    from potstill.data.tokenizer import TextCoder  # noqa: PLC0415
+    from potstill.model.store import load_tokenizer  # noqa: PLC0415
+    from potstill.quantize.calibration import draw_text  # noqa: PLC0415
+
+    assert settings.data is not None  # noqa: S101 - the caller refused that
+    data = DataSettings(source=settings.data)
+    bad = BadInput(data.on_bad_input)
+    coder = TextCoder.of(load_tokenizer(source), where=str(source))
+    context = int(read_json(source / "config.json").get("max_position_embeddings") or _TOKENS_PER_ROW)
+    paragraphs, _ = distinct_paragraphs(read_passages(data, bad))
+    packed = pack(
+        paragraphs,
+        coder,
+        tokens_per_row=min(_TOKENS_PER_ROW, context),
+        shortest=_SHORTEST_ROW,
+        most_rows=max(1, method.calibration_tokens // _SHORTEST_ROW),
+    )
+    return draw_text(packed.rows, method.calibration_tokens, trace)
+
+
+def _summary(settings: QuantizeSettings, source: Path, out: Path, variant: str) -> dict[str, Any]:
+    events = read_trace(out / "trace.jsonl")
+    metrics = {event["name"]: event["value"] for event in events if event["kind"] == "metric"}
+    told = {
+        kind: list(dict.fromkeys(str(event["value"]) for event in events if event["kind"] == kind))
+        for kind in ("warning", "fallback")
+    }
+    files = sorted(path for path in out.glob(f"{variant}.*") if path.is_file())
+    return {
+        "model": str(source),
+        "label": label_of(settings.scheme),
+        "directory": str(out / variant),
+        "files": [{"path": str(path), "bytes": path.stat().st_size} for path in files],
+        "weights_bytes_before": metrics["weights_bytes_before"],
+        "weights_bytes_after": metrics["weights_bytes_after"],
+        "weight_error_relative": metrics["weight_error_relative"],
+        "calibration_tokens": metrics.get("calibration_tokens"),
+        "warnings": told["warning"],
+        "fallbacks": told["fallback"],
+    }
