@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from potstill.cli import main
-from potstill.core.errors import InputError, RecipeError
+from potstill.core.errors import InputError, RecipeError, ResourceError
 from potstill.data.settings import Files
-from potstill.export.settings import GgufExport
+from potstill.export.settings import CompressedTensorsExport, GgufExport, OnnxExport, OpenvinoExport
 from potstill.model.weights import Weights
 from potstill.one_model import QuantizeSettings, quantize_one_model
 from potstill.quantize.settings import Float16, Gptq, Int4
@@ -172,3 +172,36 @@ def test_a_calibrated_method_without_text_is_refused_and_the_same_call_twice_giv
         summary = quantize_one_model(settings, model, tmp_path / name)
         made.append((Path(summary["directory"]) / "quantized.safetensors").read_bytes())
     assert made[0] == made[1]
+
+
+def test_a_family_that_a_format_cannot_carry_is_refused_before_any_work(tmp_path, model):
+    """Not after the weights were quantized: nothing is written."""
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    config = json.loads((other / "config.json").read_text()) | {"model_type": "mamba"}
+    (other / "config.json").write_text(json.dumps(config))
+    for export in (GgufExport(), OnnxExport(), OpenvinoExport(), CompressedTensorsExport()):
+        with pytest.raises(InputError, match="mamba"):
+            quantize_one_model(QuantizeSettings(scheme=Float16(), export=(export,)), other, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_extra_that_is_missing_is_said_before_any_work(tmp_path, model, monkeypatch):
+    monkeypatch.setattr("potstill.export.stage.find_spec", lambda _: None)
+    with pytest.raises(ResourceError, match=r"onnx.*isn't installed") as caught:
+        quantize_one_model(QuantizeSettings(scheme=Float16(), export=(OnnxExport(),)), model, tmp_path / "out")
+    assert "potstill[onnx]" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_model_becomes_four_formats(tmp_path, model, capsys):
+    """Each is listed with its bytes, and opens in its runtime."""
+    formats = "gguf,onnx,openvino,compressed-tensors"
+    options = ("--scheme", "int4", "--format", formats, "--out", str(tmp_path), "--json")
+    assert exit_code("quantize", str(model), *options) == 0
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert sorted(Path(file["path"]).suffix for file in files) == [".compressed-tensors", ".gguf", ".onnx", ".openvino"]
+    for file in files:
+        assert file["bytes"] > 20_000
+        with open_engine(Path(file["path"]), threads=1) as engine:
+            assert len(engine.generate([1, 2, 3], 4)) == 4

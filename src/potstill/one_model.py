@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from potstill.core import interrupt
-from potstill.core.durable import write_json
+from potstill.core.durable import read_json, write_json
 from potstill.core.errors import RecipeError
 from potstill.core.memory import peak_memory_bytes, reset_peak_memory
 from potstill.core.settings import Settings
@@ -45,7 +45,7 @@ def quantize_one_model(
     Raises: RecipeError: a calibrated method without text. InputError: the model or the text can't be read.
     RunDirectoryError: another process works in ``out``.
     """
-    from potstill.export.stage import export_variants  # noqa: PLC0415 - torch, only when there is work
+    from potstill.export.stage import check_exports, export_variants  # noqa: PLC0415 - torch, only when there is work
     from potstill.model.directory import check_model, check_tokenizer, locate  # noqa: PLC0415
     from potstill.quantize.stage import quantize_model  # noqa: PLC0415
 
@@ -57,6 +57,7 @@ def quantize_one_model(
         )
     source = locate(model)
     check_model(source)
+    check_exports(settings.export, read_json(source / "config.json"), str(source))
     if settings.export or method is not None:
         check_tokenizer(source)
     variant = f"{source.resolve().name.replace('-', '_')}-{label_of(settings.scheme)}"
@@ -77,7 +78,6 @@ def quantize_one_model(
 
 def _text_of(settings: QuantizeSettings, method: Calibrated, source: Path, trace: Trace) -> Any:  # noqa: ANN401
     """Rows of the files, cut by the model's own tokenizer, as long as its context allows."""
-    from potstill.core.durable import read_json  # noqa: PLC0415
     from potstill.data.packing import pack  # noqa: PLC0415
     from potstill.data.passages import BadInput  # noqa: PLC0415
     from potstill.data.sources import read_passages  # noqa: PLC0415
@@ -109,12 +109,12 @@ def _summary(settings: QuantizeSettings, source: Path, out: Path, variant: str) 
         kind: list(dict.fromkeys(str(event["value"]) for event in events if event["kind"] == kind))
         for kind in ("warning", "fallback")
     }
-    files = sorted(path for path in out.glob(f"{variant}.*") if path.is_file())
+    files = sorted(path for path in out.glob(f"{variant}.*") if not path.name.endswith(".partial"))
     return {
         "model": str(source),
         "label": label_of(settings.scheme),
         "directory": str(out / variant),
-        "files": [{"path": str(path), "bytes": path.stat().st_size} for path in files],
+        "files": [{"path": str(path), "bytes": _bytes_of(path)} for path in files],
         "weights_bytes_before": metrics["weights_bytes_before"],
         "weights_bytes_after": metrics["weights_bytes_after"],
         "weight_error_relative": metrics["weight_error_relative"],
@@ -122,3 +122,9 @@ def _summary(settings: QuantizeSettings, source: Path, out: Path, variant: str) 
         "warnings": told["warning"],
         "fallbacks": told["fallback"],
     }
+
+
+def _bytes_of(path: Path) -> int:
+    """The size of a file, or of all files of a folder."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)

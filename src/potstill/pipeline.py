@@ -24,6 +24,7 @@ from potstill.core.errors import InputError, ResourceError, RunDirectoryError
 from potstill.core.memory import peak_memory_bytes, reset_peak_memory
 from potstill.core.trace import Event, Trace, read_trace
 from potstill.core.world import World, current, joined
+from potstill.export.stage import check_exports
 from potstill.model.shapes import shape_for_budget
 from potstill.plan import disk_bytes_to_write
 from potstill.recipe import Recipe, dump_recipe
@@ -61,6 +62,7 @@ def _lead(recipe: Recipe, out: Path, listeners: Sequence[Callable[[Event], None]
         _claim(out, recipe)
         _use_threads(recipe.threads)
         _check_loaded_teacher(recipe)
+        check_exports(recipe.export)
         _check_disk(recipe, out)
         trace = Trace(out / "trace.jsonl", listeners=listeners)
         stages = stages_of(recipe)

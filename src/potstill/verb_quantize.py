@@ -19,7 +19,9 @@ Keep = Annotated[
     list[str] | None,
     typer.Option("--keep", metavar="PATTERN", help="Matrices that stay float16, by name; may be repeated."),
 ]
-Format = Annotated[str, typer.Option("--format", help="File formats, with commas between: gguf.")]
+Format = Annotated[
+    str, typer.Option("--format", help="File formats, with commas between: gguf, onnx, openvino, compressed-tensors.")
+]
 Data = Annotated[
     list[str] | None, typer.Option("--data", metavar="FILE", help="Text to calibrate on; may be repeated.")
 ]

@@ -2,11 +2,12 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from potstill.core.errors import BugError
+from potstill.core.errors import BugError, ResourceError
 from potstill.core.extras import needing
 from potstill.core.trace import Trace
 from potstill.export.folder import folder_bytes
@@ -20,7 +21,7 @@ from potstill.export.settings import (
     OpenvinoExport,
 )
 
-__all__ = ["bytes_by_dtype", "export_variants"]
+__all__ = ["bytes_by_dtype", "check_exports", "export_variants"]
 
 
 def _gguf(_settings: GgufExport, source: Path, out: Path, label: str, trace: Trace) -> None:
@@ -51,6 +52,30 @@ _EXPORTERS: Mapping[type, Callable[[Any, Path, Path, str, Trace], None]] = Mappi
     {GgufExport: _gguf, OnnxExport: _onnx, OpenvinoExport: _openvino, CompressedTensorsExport: _compressed_tensors}
 )
 """Settings type → what writes it."""
+
+
+_PACKAGES: Mapping[type, str] = MappingProxyType({OnnxExport: "onnx", OpenvinoExport: "openvino"})
+"""Settings type → the package that its writer needs, which is also the name of the extra."""
+
+
+def check_exports(formats: Sequence[Export], config: Mapping[str, Any] | None = None, where: str = "") -> None:
+    """Fail before any work where a format can't be written here, or can't carry the model of a config.
+
+    Raises: ResourceError: an extra isn't installed. InputError: the family, or a variation of it, isn't known.
+    """
+    for settings in formats:
+        package = _PACKAGES.get(type(settings))
+        if package is not None and find_spec(package) is None:
+            raise ResourceError(
+                f"format {settings.format} needs it, and it isn't installed",
+                where=package,
+                next_step=f"pip install 'potstill[{package}]'",
+            )
+        if config is not None:
+            from potstill.export.families import decoder_facts  # noqa: PLC0415 - only where there is a model to look at
+            from potstill.export.llama_layout import llama_facts  # noqa: PLC0415
+
+            (llama_facts if isinstance(settings, GgufExport) else decoder_facts)(config, where)
 
 
 def export_variants(formats: Sequence[Export], variants: Mapping[str, Path], out: Path, trace: Trace) -> None:

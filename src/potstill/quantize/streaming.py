@@ -63,7 +63,7 @@ class StreamedModel:
     Raises: InputError: the family isn't in ``FAMILIES``, or transformers doesn't know the config.
     """
 
-    def __init__(self, weights: Weights, *, autocast: bool = False) -> None:
+    def __init__(self, weights: Weights) -> None:
         model_type = str(weights.config["model_type"])
         if model_type not in FAMILIES:
             raise InputError(
@@ -74,7 +74,6 @@ class StreamedModel:
             )
         self.family: Family = FAMILIES[model_type]
         self._weights = weights
-        self._autocast = autocast
         self._model = _without_weights(weights.directory)
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self._blocks = list(self._model.get_submodule(self.family.blocks).children())
@@ -139,7 +138,7 @@ class StreamedModel:
     def run(self, block: int, hidden: HiddenStates, rows: slice) -> Tensor:
         """The block's outputs [B, T, D] for rows of the hidden states."""
         arguments, named = self._calls[block]
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
+        with torch.inference_mode():
             output = self._blocks[block](hidden.read(rows), *arguments, **named)
         states_BTD: Tensor = output[0] if isinstance(output, tuple) else output
         return states_BTD
