@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from potstill.cli import _require_nothing_told, _sentence_and_exit_code
+from potstill.cli import _sentence_and_exit_code
 from potstill.core import errors
+from potstill.output import require_nothing_told
 from potstill.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -129,10 +130,10 @@ def test_every_error_has_its_exit_code(error, code):
 
 def test_strict_refuses_warnings_and_fallbacks(tmp_path):
     """Under --strict a run that told of either ends with the exit code of a quality gate; a silent one passes."""
-    _require_nothing_told({"warnings": [], "fallbacks": []}, tmp_path)
+    require_nothing_told({"warnings": [], "fallbacks": []}, tmp_path)
     for told in ({"warnings": ["w"], "fallbacks": []}, {"warnings": [], "fallbacks": ["f"]}):
         with pytest.raises(errors.QualityGateError, match="--strict allows none"):
-            _require_nothing_told(told, tmp_path)
+            require_nothing_told(told, tmp_path)
 
 
 def test_debug_anywhere_shows_the_traceback(tmp_path):

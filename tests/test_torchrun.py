@@ -28,7 +28,7 @@ data:
   tokenizer: {kind: train, vocabulary: 300}
 teacher: {kind: train, parameters: 60k, epochs: 3, sentences: 120}
 labels: {kind: top_k, k: 8}
-student: {parameters: 40k, epochs: 4, twin: true}
+student: {parameters: 40k, epochs: 4, twin: steps}
 prune: {kind: structured, keep_parameters: 0.75, epochs: 1, calibration_sentences: 32}
 quantize: []
 export: []
@@ -142,7 +142,7 @@ def test_stopped_then_killed_under_two_it_goes_on_alone(folder, alone):
         for line in (run / "trace.jsonl").read_text().splitlines()
         if (event := json.loads(line))["name"] == "resume"
     ]
-    assert [text.split(":")[0] for text in resumed] == ["teacher", "student"]
+    assert [text.split(":")[0] for text in resumed] == ["teacher", "twin", "student"]
     assert_same_histories(alone, run)
 
 
