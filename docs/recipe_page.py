@@ -82,7 +82,8 @@ MEANINGS = {
     "StudentSettings.parameters": "about how many parameters the student has; its shape follows from that",
     "StudentSettings.from": "scratch, or teacher: the embeddings start as the teacher's, projected",
     "StudentSettings.losses": "what the student minimises, a weighted sum",
-    "StudentSettings.twin": "also train the same student without the teacher, to compare; null: if there is a teacher",
+    "StudentSettings.twin": "also train the same student without the teacher: true, for as many steps and then for as "
+    "long as distilling took; `steps`, only the former; null: true if there is a teacher",
     "TrainingSettings.epochs": "how often the text is gone through",
     "TrainingSettings.batch_sentences": "rows per step of the optimiser",
     "TrainingSettings.micro_batch_sentences": "rows in memory at once; null takes the whole batch",
