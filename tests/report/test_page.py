@@ -89,6 +89,16 @@ def test_a_page_of_nothing_says_so(write_run):
     assert "None. Everything the recipe asked for was done as asked" in text
 
 
+def test_draws_are_shown_as_draws(write_run, summary):
+    """No tail bucket and no entropy is spoken of where the label tells neither."""
+    summary["label_example"] |= {"draws": 16, "tail_mass": None, "entropy_nats": None, "true_next": "unheard"}
+    page = build_report(write_run(summary)).read_text(encoding="utf-8")
+    assert "as 16 draws from it show it" in page
+    assert "was not drawn" in page
+    assert "tail bucket</dfn>" not in page
+    assert "of this distribution is" not in page
+
+
 def test_hostile_strings_stay_text(write_run, summary):
     """Every string of the summary may be hostile: no tag, no attribute, no template of theirs comes to life."""
     clean = _Page(build_report(write_run(summary)).read_text(encoding="utf-8"))

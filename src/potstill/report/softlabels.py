@@ -35,6 +35,7 @@ class LabelView:
     true_is_named: bool
     entropy_nats: float | None
     choices: float | None
+    draws: int | None
 
 
 def label_view(example: LabelExample | None) -> LabelView | None:
@@ -63,4 +64,5 @@ def label_view(example: LabelExample | None) -> LabelView | None:
         true_is_named=any(bar.is_true_next for bar in bars),
         entropy_nats=example.entropy_nats,
         choices=None if example.entropy_nats is None else math.exp(example.entropy_nats),
+        draws=example.draws,
     )

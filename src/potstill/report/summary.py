@@ -160,6 +160,7 @@ class LabelExample(_Part):
     entries: Rows[LabelEntry] = []
     tail_mass: Number = None
     entropy_nats: Number = None
+    draws: int | None = None
 
 
 class Token(_Part):

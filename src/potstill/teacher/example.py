@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from potstill.data.sequences import PackedSequences
 from potstill.data.tokenizer import token_text
 from potstill.labels.kinds import SampledLabels, SoftLabels, TopKLabels
+from potstill.labels.settings import Sampled
 from potstill.labels.store import LabelStore
 
 __all__ = ["label_example"]
@@ -30,7 +31,8 @@ def label_example(
     where a row has as many; so it shows what a label is, and says nothing of how labels are on the whole.
 
     Returns: ``context``, ``true_next``, ``entries`` of ``token``, ``id``, ``probability``, likeliest first;
-    ``tail_mass``, ``entropy_nats`` (the tail counted as one outcome); None if nothing is scored.
+    ``tail_mass``, ``entropy_nats`` (the tail one outcome), both None of draws, which tell neither; ``draws``,
+    how many, None of other labels. None if nothing is scored.
     """
     best: tuple[tuple[bool, float], int, int, TopKLabels] | None = None
     for row in range(min(len(sequences), _ROWS_LOOKED_AT)):
@@ -48,7 +50,9 @@ def label_example(
     tokens_T = [int(token) for token in sequences.tokens_NT[row, : position + 2]]
     probabilities_K, tail_mass = label.logprobs_PK[0].exp(), float(label.tail_mass_P[0])
     outcomes = torch.cat([probabilities_K, label.tail_mass_P])
+    draws = store.kind.draws if isinstance(store.kind, Sampled) else None
     return {
+        "draws": draws,
         "context": tokenizer.decode(tokens_T[:-1], skip_special_tokens=True),
         "true_next": token_text(tokenizer, tokens_T[-1]),
         "entries": [
@@ -56,8 +60,8 @@ def label_example(
             for token, probability in zip(label.ids_PK[0].tolist(), probabilities_K.tolist(), strict=True)
             if probability > 0
         ],
-        "tail_mass": tail_mass,
-        "entropy_nats": float(torch.special.entr(outcomes).sum()),
+        "tail_mass": tail_mass if draws is None else None,
+        "entropy_nats": float(torch.special.entr(outcomes).sum()) if draws is None else None,
     }
 
 
