@@ -11,16 +11,15 @@ The result goes to benchmarks/results/labels_PROCESSOR-CORES_DATE/result.json.
 import functools
 import json
 import math
-import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from results_folder import results_folder
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -29,7 +28,6 @@ from potstill.data.facts import token_facts
 from potstill.data.sequences import PackedSequences
 from potstill.distill.divergences import forward_kl
 from potstill.distill.student import build_student
-from potstill.environment import describe
 from potstill.labels.kinds import DenseLabels, SoftLabels
 from potstill.labels.settings import Dense, LabelKind, Sampled, TopK
 from potstill.labels.store import LabelStore
@@ -39,7 +37,6 @@ from potstill.teacher.capture import capture_labels
 from potstill.teacher.local import LocalTeacher, labels_of_rows
 from potstill.teacher.settings import CaptureSettings
 
-RESULTS = Path(__file__).with_name("results")
 ROWS, BATCHES, BATCH, STEPS, PARAMETERS = 1500, 12, 16, 60, 1_250_000
 DRAWS = (4, 8, 16, 32, 50, 64)
 KINDS: tuple[LabelKind, ...] = (
@@ -75,7 +72,9 @@ def main(run: Path) -> None:
             }
         table.append(row)
         print(json.dumps(row), flush=True)
-    _keep(table)
+    folder = results_folder("labels")
+    (folder / "result.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    print(f"kept in {folder}")
 
 
 def _student(inputs: dict[str, Path], text: PackedSequences) -> PreTrainedModel:
@@ -146,18 +145,6 @@ def _floor(inputs: dict[str, Path], text: PackedSequences, store: LabelStore, ba
         bits += float(nats_P.sum()) / math.log(2)
         positions += len(nats_P)
     return bits / 8 / positions
-
-
-def _keep(table: list[dict[str, Any]]) -> None:
-    environment = describe()
-    processor = environment["processor"]
-    hardware = re.sub(r"[^a-z0-9]+", "-", processor["model"].lower()).strip("-")
-    today = datetime.now(UTC).date().isoformat()
-    target = RESULTS / f"labels_{hardware}-{processor['cores_usable']}-cores_{today}"
-    target.mkdir(parents=True, exist_ok=True)
-    (target / "result.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-    (target / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
-    print(f"kept in {target}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ a prompt; padding is never scored.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class PackedSequences:
         """T."""
         return int(self.tokens_NT.shape[1])
 
-    @property
+    @cached_property
     def scored_by_row(self) -> NDArray[np.int64]:
         """Scored positions of each row."""
         positions_N: NDArray[np.int64] = np.maximum(self.lengths_N.astype(np.int64) - self.prompts_N, 0)

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from potstill.core.errors import BugError, InputError
 from potstill.data.sequences import PackedSequences
 from potstill.labels.kinds import Draws, SampledLabels, SoftLabels
-from potstill.labels.likeliest import NOT_AMONG_THEM, likeliest_of, rank_among
+from potstill.labels.likeliest import NOT_AMONG_THEM, first_of_kind, likeliest_of, rank_among
 from potstill.labels.multisets import pop_draws, push_draws
 from potstill.labels.prior import CONTEXT_TOKENS, Prior, contexts_of
-from potstill.labels.shard import Shard
+from potstill.labels.shard import AGAIN, Shard
 from potstill.labels.stacks import PRECISION, U64, Stacks
 
 __all__ = ["DrawsCoder", "DrawsReader", "level_of", "logprob_of_level"]
@@ -29,7 +29,6 @@ _FREQUENCIES_AT_ONCE = 1 << 23
 _TABLE_BITS = 16
 _LEVELS_PER_ROOT_NAT = 48
 _ENTROPY_BYTES = 4
-_AGAIN = "delete the labels stage's directory; the next run captures them again"
 
 
 def level_of(logprobs_P: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -162,8 +161,7 @@ class DrawsReader:
         ids, counts = [], []
         for shard in shards:
             draws_PN = self._decoded(sequences, prior, shard)
-            first_PN = np.ones(draws_PN.shape, dtype=bool)
-            first_PN[:, 1:] = draws_PN[:, 1:] != draws_PN[:, :-1]
+            first_PN = first_of_kind(draws_PN)
             ids.append(draws_PN[first_PN].astype(id_dtype))
             at = np.append(np.flatnonzero(first_PN), draws_PN.size)
             counts.append(np.diff(at).astype(np.uint8))
@@ -177,13 +175,14 @@ class DrawsReader:
         """The labels of these rows' scored positions, in the order of the rows given, then of the positions."""
         rows = rows_B.tolist()
         positions_P = np.concatenate([np.arange(self._start_N[row], self._end_N[row]) for row in rows] or [_NONE])
-        starts_P, widths_P = self._bounds_P1[positions_P], np.diff(self._bounds_P1)[positions_P]
+        starts_P = self._bounds_P1[positions_P]
+        widths_P = self._bounds_P1[positions_P + 1] - starts_P
         columns_K = np.arange(int(widths_P.max(initial=1)))
         there_PK = columns_K < widths_P[:, None]
         at_PK = np.where(there_PK, starts_P[:, None] + columns_K, 0)
         ids_PK = np.where(there_PK, self._ids[at_PK], 0) if len(self._ids) else at_PK
         counts_PK = np.where(there_PK, self._counts[at_PK], 0) if len(self._counts) else at_PK
-        num_positions = (self._end_N - self._start_N)[rows_B]
+        num_positions = self._end_N[rows_B] - self._start_N[rows_B]
         means = self._entropy_N[rows_B] / np.maximum(num_positions, 1)
         return SampledLabels(
             torch.from_numpy(ids_PK.astype(np.int64)),
@@ -220,7 +219,7 @@ class DrawsReader:
                 raise InputError(
                     f"was made from another text, or is damaged: the labels of row {row} don't end in its hash",
                     where=str(shard.path),
-                    next_step=_AGAIN,
+                    next_step=AGAIN,
                 )
         return draws_PN
 

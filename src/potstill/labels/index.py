@@ -14,10 +14,9 @@ from potstill.core.errors import InputError
 from potstill.core.settings import Settings
 from potstill.data.sequences import PackedSequences
 from potstill.labels.settings import LabelKind
-from potstill.labels.shard import Shard
+from potstill.labels.shard import AGAIN, Shard
 
 __all__ = [
-    "AGAIN",
     "INDEX",
     "SHARDS",
     "Index",
@@ -29,7 +28,6 @@ __all__ = [
 
 INDEX = "store.json"
 SHARDS = "shard-*.labels"
-AGAIN = "delete the labels stage's directory; the next run captures them again"
 
 
 class ShardEntry(Settings):

@@ -6,10 +6,17 @@ Shapes: n positions, N draws of each in ascending order.
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["NOT_AMONG_THEM", "NUM_RANKS", "likeliest_of", "rank_among"]
+__all__ = ["NOT_AMONG_THEM", "NUM_RANKS", "first_of_kind", "likeliest_of", "rank_among"]
 
 NUM_RANKS = 16
 NOT_AMONG_THEM = NUM_RANKS - 1
+
+
+def first_of_kind(draws_nN: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of the draws, in ascending order, differ from the one before."""
+    first_nN = np.ones(draws_nN.shape, dtype=bool)
+    first_nN[:, 1:] = draws_nN[:, 1:] != draws_nN[:, :-1]
+    return first_nN
 
 
 def rank_among(draws_nN: NDArray[np.int64], likeliest_n: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -31,7 +38,5 @@ def likeliest_of(draws_nN: NDArray[np.int64], ranks_n: NDArray[np.int64]) -> NDA
 
 def _distinct(draws_nN: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Which draw is the first of its kind, and how often its kind was drawn."""
-    first_nN = np.ones(draws_nN.shape, dtype=bool)
-    first_nN[:, 1:] = draws_nN[:, 1:] != draws_nN[:, :-1]
     counts_nN: NDArray[np.int64] = (draws_nN[:, :, None] == draws_nN[:, None, :]).sum(axis=2)
-    return first_nN, counts_nN
+    return first_of_kind(draws_nN), counts_nN

@@ -16,6 +16,7 @@ Source: the log-bilinear model of Mnih & Hinton 2007, with a clipped hidden laye
 import hashlib
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from safetensors.numpy import load, save
 
 from potstill.core.durable import replacing
 from potstill.core.errors import InputError
+from potstill.labels.shard import AGAIN
 from potstill.labels.stacks import PRECISION
 
 __all__ = ["CONTEXT_TOKENS", "PRIOR", "Prior", "contexts_of", "read_prior", "write_prior"]
@@ -38,7 +40,6 @@ MOST_HIDDEN = 127
 
 _MAGIC = b"PotPri\x00\x01"
 _MOST_BITS = 22
-_AGAIN = "delete the labels stage's directory; the next run captures them again"
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,10 @@ class Prior:
 
     def _scores(self, contexts_nC: NDArray[np.int64]) -> NDArray[np.float32]:
         """Scores relative to each context's highest, in 1/256 bits: whole numbers from -22 x 256 to 0."""
-        vocabulary, width = self.embeddings_VR.shape
-        table = np.zeros((vocabulary + 1, width), dtype=np.float32)
-        table[:vocabulary] = self.embeddings_VR
-        gathered_nD = table[contexts_nC].reshape(len(contexts_nC), -1)
-        mixed_nR = gathered_nD @ self.mixers_CRR.reshape(gathered_nD.shape[1], width).astype(np.float32)
+        gathered_nD = self._table[contexts_nC].reshape(len(contexts_nC), -1)
+        mixed_nR = gathered_nD @ self._mixers
         hidden_nR = np.clip(np.floor(mixed_nR * np.float32(2.0**-self.shift)), -MOST_HIDDEN, MOST_HIDDEN)
-        scores_nV: NDArray[np.float32] = hidden_nR @ table[:vocabulary].T
+        scores_nV: NDArray[np.float32] = hidden_nR @ self._table[:-1].T
         scores_nV *= np.float32(self.scale_m * 2.0**-self.scale_e)
         np.floor(scores_nV, out=scores_nV)
         scores_nV += self.bias_V
@@ -97,12 +95,23 @@ class Prior:
         np.maximum(scores_nV, -_MOST_BITS * STEPS_PER_BIT, out=scores_nV)
         return scores_nV
 
-    @property
+    @cached_property
+    def _table(self) -> NDArray[np.float32]:
+        """The embeddings as floats, and a row of zeros for no token: [V + 1, R]."""
+        return np.pad(self.embeddings_VR.astype(np.float32), ((0, 1), (0, 0)))
+
+    @cached_property
+    def _mixers(self) -> NDArray[np.float32]:
+        """The mixers as floats, one below the other: [C x R, R]."""
+        places, width, _ = self.mixers_CRR.shape
+        return self.mixers_CRR.reshape(places * width, width).astype(np.float32)
+
+    @cached_property
     def level_cdf(self) -> NDArray[np.int64]:
         """Cumulative frequencies of the levels, from 0 to 2^16."""
         return np.concatenate([[0], np.cumsum(self.levels_L.astype(np.int64))])
 
-    @property
+    @cached_property
     def rank_cdf(self) -> NDArray[np.int64]:
         """Cumulative frequencies of the ranks, from 0 to 2^16."""
         return np.concatenate([[0], np.cumsum(self.ranks_L.astype(np.int64))])
@@ -153,15 +162,15 @@ def read_prior(path: Path) -> tuple[Prior, str]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise InputError("is missing from the label store", where=str(path), next_step=_AGAIN) from error
+        raise InputError("is missing from the label store", where=str(path), next_step=AGAIN) from error
     digest = hashlib.sha256(content[:-32])
     if not content.startswith(_MAGIC) or digest.digest() != content[-32:]:
-        raise InputError("is damaged or cut short: its checksum doesn't hold", where=str(path), next_step=_AGAIN)
+        raise InputError("is damaged or cut short: its checksum doesn't hold", where=str(path), next_step=AGAIN)
     try:
         arrays = load(zlib.decompress(content[len(_MAGIC) : -32]))
         shift, scale_m, scale_e = (int(number) for number in arrays["scale"])
         tables = (arrays[name] for name in ("bias", "levels", "ranks"))
         prior = Prior(arrays["embeddings"], arrays["mixers"], shift, scale_m, scale_e, *tables)
     except (KeyError, ValueError, SafetensorError, zlib.error) as error:
-        raise InputError(f"is no prior of this version: {error}", where=str(path), next_step=_AGAIN) from error
+        raise InputError(f"is no prior of this version: {error}", where=str(path), next_step=AGAIN) from error
     return prior, digest.hexdigest()

@@ -12,11 +12,9 @@ from potstill.core.errors import BugError, InputError
 from potstill.data.sequences import PackedSequences
 from potstill.labels.codec import Codec
 from potstill.labels.kinds import Draws, SoftLabels
-from potstill.labels.shard import Shard
+from potstill.labels.shard import AGAIN, Shard
 
 __all__ = ["RecordsCoder", "RecordsReader"]
-
-_AGAIN = "delete the labels stage's directory; the next run captures them again"
 
 
 class RecordsCoder:
@@ -52,7 +50,7 @@ class RecordsReader:
         for shard in shards:
             if not np.array_equal(shard.lengths_N, positions_N[list(shard.rows)] * codec.record_bytes):
                 problem = f"doesn't hold records of {codec.record_bytes} bytes"
-                raise InputError(problem, where=str(shard.path), next_step=_AGAIN)
+                raise InputError(problem, where=str(shard.path), next_step=AGAIN)
             self._records_by_shard.append(shard.body.reshape(-1, codec.record_bytes))
         counts_S = [len(shard.rows) for shard in shards]
         self._shard_N = np.repeat(np.arange(len(shards)), counts_S)

@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from potstill.core.durable import replacing
 from potstill.core.errors import InputError
 
-__all__ = ["Shard", "read_shard", "write_shard"]
+__all__ = ["AGAIN", "Shard", "read_shard", "write_shard"]
 
 _MAGIC = b"PotLbl\x00\x02"
 _HEADER = struct.Struct("<8s32sII")
 _ROW = struct.Struct("<I16s")
 _DIGEST_BYTES = 32
-_AGAIN = "delete the labels stage's directory; the next run captures them again"
+AGAIN = "delete the labels stage's directory; the next run captures them again"
 
 
 @dataclass(frozen=True)
@@ -81,23 +81,23 @@ def read_shard(path: Path) -> Shard:
         with path.open("rb") as file:
             content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except FileNotFoundError as error:
-        raise InputError("is missing from the label store", where=str(path), next_step=_AGAIN) from error
+        raise InputError("is missing from the label store", where=str(path), next_step=AGAIN) from error
     except (OSError, ValueError) as error:
-        raise InputError(f"can't be read: {error}", where=str(path), next_step=_AGAIN) from error
+        raise InputError(f"can't be read: {error}", where=str(path), next_step=AGAIN) from error
     if len(content) < _HEADER.size + _DIGEST_BYTES:
-        raise InputError("is cut short", where=str(path), next_step=_AGAIN)
+        raise InputError("is cut short", where=str(path), next_step=AGAIN)
     digest = hashlib.sha256(content[:-_DIGEST_BYTES]).digest()
     if digest != content[-_DIGEST_BYTES:]:
-        raise InputError("is damaged or cut short: its checksum doesn't hold", where=str(path), next_step=_AGAIN)
+        raise InputError("is damaged or cut short: its checksum doesn't hold", where=str(path), next_step=AGAIN)
     magic, binding, first, num_sequences = _HEADER.unpack_from(content)
     if magic != _MAGIC:
-        raise InputError("is no label shard of this version", where=str(path), next_step=_AGAIN)
+        raise InputError("is no label shard of this version", where=str(path), next_step=AGAIN)
     body_at = _HEADER.size + num_sequences * _ROW.size
     table = list(_ROW.iter_unpack(content[_HEADER.size : body_at])) if body_at <= len(content) - _DIGEST_BYTES else []
     lengths_N = np.array([length for length, _ in table], dtype=np.int64)
     body = np.frombuffer(content, dtype=np.uint8)[body_at:-_DIGEST_BYTES]
     if len(table) != num_sequences or int(lengths_N.sum()) != len(body):
-        raise InputError("holds other labels than its own table says", where=str(path), next_step=_AGAIN)
+        raise InputError("holds other labels than its own table says", where=str(path), next_step=AGAIN)
     return Shard(
         path=path,
         rows=range(first, first + num_sequences),

@@ -17,11 +17,11 @@ from potstill.core.durable import write_json
 from potstill.core.errors import BugError, InputError
 from potstill.data.sequences import PackedSequences
 from potstill.labels.coder import Reader, coder_of, reader_of
-from potstill.labels.index import AGAIN, INDEX, SHARDS, Index, ShardEntry, check_listing, check_shard, read_index
+from potstill.labels.index import INDEX, SHARDS, Index, ShardEntry, check_listing, check_shard, read_index
 from potstill.labels.kinds import Draws, SoftLabels
 from potstill.labels.prior import PRIOR, Prior, read_prior, write_prior
 from potstill.labels.settings import LabelKind
-from potstill.labels.shard import read_shard, write_shard
+from potstill.labels.shard import AGAIN, read_shard, write_shard
 
 __all__ = ["LabelStore", "LabelWriter"]
 
