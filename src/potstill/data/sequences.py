@@ -9,7 +9,6 @@ a prompt; padding is never scored.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +45,15 @@ class PackedSequences:
         """T."""
         return int(self.tokens_NT.shape[1])
 
-    @cached_property
+    @property
     def scored_by_row(self) -> NDArray[np.int64]:
         """Scored positions of each row."""
-        positions_N: NDArray[np.int64] = np.maximum(self.lengths_N.astype(np.int64) - self.prompts_N, 0)
-        return positions_N
+        return self.scored_of(slice(None))
+
+    def scored_of(self, rows: NDArray[np.int64] | slice) -> NDArray[np.int64]:
+        """Scored positions of each of some rows."""
+        scored: NDArray[np.int64] = np.maximum(self.lengths_N[rows].astype(np.int64) - self.prompts_N[rows], 0)
+        return scored
 
     @property
     def num_scored(self) -> int:

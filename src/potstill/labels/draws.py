@@ -48,7 +48,7 @@ class _Waves:
     """Sequences side by side, longest first: wave j is the j-th scored position of all that have one."""
 
     def __init__(self, sequences: PackedSequences, rows: NDArray[np.int64], prior: Prior) -> None:
-        counts = sequences.scored_by_row[rows]
+        counts = sequences.scored_of(rows)
         order = np.argsort(-counts, kind="stable")
         self.rows_S = rows[order]
         self.counts_S = counts[order]
@@ -84,7 +84,7 @@ class DrawsCoder:
     def body(self, rows: range, parts: Iterable[SoftLabels | Draws]) -> tuple[NDArray[np.int64], list[bytes]]:
         """The bytes of each row and how many they are."""
         draws_PN, entropies_P, levels_P, likeliest_P = self._gathered(parts)
-        counts_N = self._sequences.scored_by_row[rows.start : rows.stop]
+        counts_N = self._sequences.scored_of(slice(rows.start, rows.stop))
         if len(draws_PN) != counts_N.sum():
             raise BugError(f"{len(draws_PN)} labels were given for {counts_N.sum()} scored positions")
         starts_N = np.cumsum(counts_N) - counts_N

@@ -98,7 +98,7 @@ def check_shard(path: Path, shard: Shard, binding: bytes, sequences: PackedSeque
     for row, found in zip(rows, shard.hashes, strict=True):
         if found != sequences.token_hash(row):
             raise InputError(f"was computed on another text: row {row} differs", where=str(path), next_step=AGAIN)
-    positions_N = sequences.scored_by_row[rows.start : rows.stop].tolist()
+    positions_N = sequences.scored_of(slice(rows.start, rows.stop)).tolist()
     for row, length, positions in zip(rows, shard.lengths_N.tolist(), positions_N, strict=True):
         if bool(length) != bool(positions):
             problem = f"holds {length} bytes of labels for the {positions} scored positions of row {row}"

@@ -107,7 +107,7 @@ class LabelWriter:
             file=self._path(rows).name,
             first=rows.start,
             sequences=len(rows),
-            positions=int(self._sequences.scored_by_row[rows.start : rows.stop].sum()),
+            positions=int(self._sequences.scored_of(slice(rows.start, rows.stop)).sum()),
             sha256=shard.sha256,
         )
 

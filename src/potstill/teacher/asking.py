@@ -83,7 +83,7 @@ def uniforms_of(sequences: PackedSequences, rows: NDArray[np.int64], kind: Sampl
     Returns: float64 [P, U].
     """
     per_position = kind.draws if kind.sampling == "multinomial" else 1
-    counts = sequences.scored_by_row[rows].tolist()
+    counts = sequences.scored_of(rows).tolist()
     parts = [
         np.random.default_rng(
             [seed, int.from_bytes(hashlib.sha256(sequences.token_hash(row)).digest()[:8], "little")]

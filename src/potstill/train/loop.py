@@ -200,7 +200,7 @@ class _Fit:
         """Backward over a batch; the gradient is that of the mean over all its positions."""
         lengths_B = self.training.text.sequences.lengths_N[rows_B]
         by_length_B = rows_B[np.argsort(lengths_B, kind="stable")]  # alike lengths together: little padding to compute
-        num_positions = int(self.training.text.sequences.scored_by_row[rows_B].sum())
+        num_positions = int(self.training.text.sequences.scored_of(rows_B).sum())
         loss_sum = self.parallel.accumulate_gradients(
             self._loss_sum,
             by_length_B,
