@@ -19,6 +19,7 @@ from potstill.core.errors import InputError
 from potstill.core.trace import Trace
 from potstill.data.sequences import PackedSequences
 from potstill.model.activations import round_inputs
+from potstill.model.native import bfloat16_is_native
 from potstill.model.weights import CodedTensor, Weights, inputs_first
 from potstill.quantize.encode import Encoded, encode_blocks, encode_coded, squares, to_float
 from potstill.quantize.folding import folds_of
@@ -94,7 +95,8 @@ class CalibratedBlocks:
         self._weights = weights
         self._text = text
         self._work = work
-        self._model = StreamedModel(weights)
+        # rounded activations are whole numbers of a scale each, which bfloat16 wouldn't keep
+        self._model = StreamedModel(weights, bfloat16=bfloat16_is_native("cpu") and not self._integer_products)
         vocabulary = int(weights.config["vocab_size"])
         if int(text.tokens_NT.max(initial=0)) >= vocabulary:
             raise InputError(

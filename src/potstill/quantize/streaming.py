@@ -60,10 +60,12 @@ class HiddenStates:
 class StreamedModel:
     """A causal LM of a plain directory without its weights, whose blocks can be filled and run one at a time.
 
+    With ``bfloat16`` a block's matrix products are computed in it; hidden states between blocks are float32 always.
+
     Raises: InputError: the family isn't in ``FAMILIES``, or transformers doesn't know the config.
     """
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, *, bfloat16: bool) -> None:
         model_type = str(weights.config["model_type"])
         if model_type not in FAMILIES:
             raise InputError(
@@ -74,6 +76,7 @@ class StreamedModel:
             )
         self.family: Family = FAMILIES[model_type]
         self._weights = weights
+        self._bfloat16 = bfloat16
         self._model = _without_weights(weights.directory)
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self._blocks = list(self._model.get_submodule(self.family.blocks).children())
@@ -138,7 +141,7 @@ class StreamedModel:
     def run(self, block: int, hidden: HiddenStates, rows: slice) -> Tensor:
         """The block's outputs [B, T, D] for rows of the hidden states."""
         arguments, named = self._calls[block]
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bfloat16):
             output = self._blocks[block](hidden.read(rows), *arguments, **named)
         states_BTD: Tensor = output[0] if isinstance(output, tuple) else output
         return states_BTD

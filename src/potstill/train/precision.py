@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch
 
+from potstill.model.native import bfloat16_is_native
 from potstill.train.settings import Precision
 
 __all__ = ["resolve_device", "resolve_precision"]
@@ -20,6 +21,4 @@ def resolve_precision(precision: Literal["auto", "float32", "bfloat16"], device:
     """``auto`` is bfloat16 where the hardware multiplies it natively, else float32."""
     if precision != "auto":
         return precision
-    if device == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"  # noqa: SLF001 - the only probe there is
+    return "bfloat16" if bfloat16_is_native(device) else "float32"
