@@ -53,7 +53,7 @@ class LabelWriter:
         self._sequences = sequences
         self._coder = coder_of(kind, vocabulary, sequences, prior)
         self._index = Index(
-            version=2,
+            version=3,
             kind=kind,
             vocabulary=vocabulary,
             teacher=teacher_fingerprint,

@@ -66,11 +66,12 @@ def label_example(
 
 
 def _likeliest(labels: SoftLabels) -> TopKLabels:
-    """The few likeliest entries of any labels; of draws, those drawn, with the share of the draws that fell on each."""
+    """The few likeliest entries of any labels; of draws, those drawn, with each one's share of all weights."""
     if isinstance(labels, TopKLabels):
         return labels
     if isinstance(labels, SampledLabels):
-        shares_PK, order_PK = labels.weights_PK.sort(dim=-1, descending=True, stable=True)
+        weights_PK, order_PK = labels.weights_PK.sort(dim=-1, descending=True, stable=True)
+        shares_PK = weights_PK / weights_PK.sum(-1, keepdim=True)
         return TopKLabels(labels.ids_PK.gather(-1, order_PK), shares_PK.log(), torch.zeros(len(labels)))
     kept = labels.logprobs_PV.topk(min(_DENSE_ENTRIES, labels.logprobs_PV.shape[1]), dim=-1)
     tail_P = labels.logprobs_PV.exp().scatter(-1, kept.indices, 0.0).sum(-1)
