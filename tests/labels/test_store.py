@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from potstill.core.errors import BugError
+from potstill.core.errors import BugError, InputError
 from potstill.data.sequences import PackedSequences
 from potstill.labels.codec import codec_of
 from potstill.labels.draws import level_of, logprob_of_level
@@ -63,6 +63,28 @@ def test_draws_come_back_as_counts_in_the_order_asked_for(
             torch.testing.assert_close(
                 read.entropies_P[mine].sum(), given.entropies_P[mine].sum(), rtol=1e-6, atol=1e-6
             )
+
+
+def test_only_the_first_rows_need_be_decoded(tmp_path, make_store, open_store):
+    """The shards that hold them can be read, the others not; the whole is checked all the same."""
+    make_store(tmp_path, Sampled(draws=7))
+    whole, part = open_store(tmp_path), open_store(tmp_path, first_rows=5)
+    assert_equal(part.read([7, 0]), whole.read([7, 0]))
+    assert part.facts == whole.facts
+    with pytest.raises(IndexError):
+        part.read([8])
+    last = tmp_path / "shard-00000008.labels"
+    last.write_bytes(last.read_bytes()[:-1])
+    with pytest.raises(InputError, match="shard-00000008"):
+        open_store(tmp_path, first_rows=5)
+
+
+def test_draws_tell_what_the_teacher_gives_to_the_true_tokens(tmp_path, make_store, open_store):
+    drawn = make_store(tmp_path / "drawn", Sampled(draws=7))
+    told_P = open_store(tmp_path / "drawn").true_logprobs
+    assert np.array_equal(told_P, logprob_of_level(level_of(drawn.true_logprobs_P.numpy()).astype(np.uint8)))
+    make_store(tmp_path / "kept", TopK(k=6))
+    assert open_store(tmp_path / "kept").true_logprobs is None
 
 
 def test_the_true_tokens_log_probability_is_kept_to_two_percent():

@@ -25,7 +25,7 @@ from potstill.labels.prior import PRIOR
 from potstill.labels.settings import Sampled, TopK
 from potstill.labels.store import LabelStore, LabelWriter
 from potstill.model.store import load_model, load_tokenizer, model_fingerprint, tokenizer_fingerprint
-from potstill.teacher.example import label_example
+from potstill.teacher.example import ROWS_LOOKED_AT, label_example
 from potstill.teacher.fit import check_teacher
 from potstill.teacher.local import LocalTeacher, labels_of_rows
 from potstill.teacher.preflight import check_before_capture
@@ -79,6 +79,7 @@ def capture_labels(settings: CaptureSettings, inputs: Mapping[str, Path], out: P
             sequences=rows,
             teacher_fingerprint=bound_to["teacher"],
             tokenizer_fingerprint=bound_to["tokenizer"],
+            first_rows=ROWS_LOOKED_AT,  # who trains on the store decodes all of it
         )
     if current().leads:
         _tell(stores, sequences, tokenizer, out, trace)

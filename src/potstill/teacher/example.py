@@ -15,9 +15,9 @@ from potstill.labels.kinds import SampledLabels, SoftLabels, TopKLabels
 from potstill.labels.settings import Sampled
 from potstill.labels.store import LabelStore
 
-__all__ = ["label_example"]
+__all__ = ["ROWS_LOOKED_AT", "label_example"]
 
-_ROWS_LOOKED_AT = 64
+ROWS_LOOKED_AT = 64
 _CONTEXT_TOKENS = 8
 _DENSE_ENTRIES = 32
 
@@ -35,7 +35,7 @@ def label_example(
     how many, None of other labels. None if nothing is scored.
     """
     best: tuple[tuple[bool, float], int, int, TopKLabels] | None = None
-    for row in range(min(len(sequences), _ROWS_LOOKED_AT)):
+    for row in range(min(len(sequences), ROWS_LOOKED_AT)):
         _, scored_1T = sequences.rows([row])
         positions_P = np.flatnonzero(scored_1T[0])
         labels = _likeliest(store.read([row]))
