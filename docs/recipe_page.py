@@ -102,6 +102,7 @@ MEANINGS = {
     "Sampled.draws": "draws at every scored position; about a byte each on disk",
     "Sampled.sampling": "`systematic` draws lie evenly spaced and vary least; `multinomial` ones are independent",
     "_Weighted.weight": "of this loss in the sum",
+    "Sampled.temperature": "of what is drawn from; other than 1, draws carry importance weights",
     "_Softened.temperature": "softens both distributions; other than 1 needs dense labels",
     "JensenShannon.beta": "the teacher's share of the mixture, and the weight of its KL; near 0 as forward KL",
     "SkewKl.alpha": "the teacher's share of the mixture",

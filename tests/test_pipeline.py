@@ -146,6 +146,10 @@ def test_draws_distil_and_are_judged_at_equal_steps_and_at_equal_time(folder):
     assert (check["teacher_nats"] >= check["plain_nats"]) == any(
         "nothing to learn" in text for text in summary["warnings"]
     )
+    assert 0 < check["teacher_training_nats"] < check["teacher_nats"] + 1
+    preflight = summary["preflight"]
+    assert preflight["bigram_nats"] < preflight["unigram_nats"]
+    assert preflight["teacher_nats"] == pytest.approx(check["teacher_nats"], abs=1e-4)
     equal_time = summary["twin"]["equal_time"]
     seconds = equal_time["student_s"] + equal_time["opening_s"] + equal_time["capture_s"]
     assert equal_time["capture_s"] > 0

@@ -53,6 +53,38 @@ def test_pruning_is_planned_where_asked_for(text, tmp_path):
     assert stages["05-prune"]["parameters"] == pytest.approx(stages["04-student"]["parameters"] / 2, abs=1)
 
 
+@pytest.mark.parametrize(
+    ("teacher", "student", "doubted"),
+    [
+        ({}, {}, False),
+        ({"parameters": "500k", "epochs": 10}, {}, True),
+        ({"parameters": "500k", "epochs": 11}, {}, False),
+        ({"parameters": "500k", "epochs": 8, "grow_from": {"blocks": 1, "epochs": 3}}, {}, False),
+        ({"parameters": "500k", "sentences": 101}, {}, False),
+        ({"parameters": "500k", "sentences": "all"}, {}, False),
+        ({"parameters": "500k", "sentences": 50, "epochs": 20}, {}, True),
+        ({}, {"parameters": "3M"}, True),
+        ({}, {"parameters": "3M", "epochs": 3}, False),
+        ({}, {"parameters": "3M", "losses": [{"kind": "cross_entropy"}]}, True),
+    ],
+)
+def test_a_teacher_that_can_hardly_be_better_is_told_of_before_any_work(text, tmp_path, teacher, student, doubted):
+    """No larger than its student, no other rows, no more of them in all its epochs: known from the recipe alone."""
+    asked = recipe(text, teacher={"kind": "train", "parameters": "3M", **teacher}, student=student)
+    assert plan(asked, tmp_path / "run")["warnings"] == list(asked.doubts)
+    assert any("nothing says that the teacher" in warning for warning in asked.doubts) == doubted
+
+
+def test_without_labels_or_matched_states_a_teacher_teaches_nobody(text):
+    asked = recipe(
+        text,
+        teacher={"kind": "train", "parameters": "500k"},
+        labels=None,
+        student={"losses": [{"kind": "cross_entropy"}]},
+    )
+    assert asked.doubts == ()
+
+
 def test_what_only_the_run_finds_out_is_left_open(text, tmp_path):
     """How many rows "all" is depends on the text: no number is made up."""
     changed = recipe(text, teacher={"kind": "train", "parameters": "3M", "sentences": "all"})

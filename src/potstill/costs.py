@@ -136,7 +136,7 @@ def _label_bytes(labels: LabelKind, vocabulary: int) -> tuple[int, int]:
     if isinstance(labels, Dense):
         return vocabulary, 2 * vocabulary
     if isinstance(labels, Sampled):
-        return labels.draws, labels.draws + 2
+        return labels.draws, labels.draws + 2 + (labels.draws // 2 if labels.weighted else 0)
     return labels.k, labels.k * (4 if vocabulary <= 1 << 16 else 6) + 2
 
 

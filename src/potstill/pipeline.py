@@ -65,6 +65,8 @@ def _lead(recipe: Recipe, out: Path, listeners: Sequence[Callable[[Event], None]
         check_exports(recipe.export)
         _check_disk(recipe, out)
         trace = Trace(out / "trace.jsonl", listeners=listeners)
+        for doubt in recipe.doubts:
+            trace.for_stage("recipe").warning(doubt)
         stages = stages_of(recipe)
         done: dict[str, Manifest] = {}
         cached: dict[str, bool] = {}

@@ -40,6 +40,7 @@ def plan(recipe: Recipe, out: Path) -> dict[str, Any]:
     known = [row["minutes"] for row in rows if row["minutes"] is not None]
     return {
         "recipe": recipe.name,
+        "warnings": list(recipe.doubts),
         "run_directory": str(out),
         "stages": rows,
         "minutes": round(sum(known), 1),

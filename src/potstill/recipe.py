@@ -25,6 +25,7 @@ from potstill.train.settings import (
     TeacherChoice,
     TrainedTeacher,
     check_growth,
+    teacher_in_doubt,
 )
 
 __all__ = ["Recipe", "dump_recipe", "load_recipe"]
@@ -62,6 +63,13 @@ class Recipe(Settings):
         """The text with as many rows as student and teacher together want."""
         wanted = self.teacher.sentences if isinstance(self.teacher, TrainedTeacher) else None
         return DataStageSettings(**self.data.model_dump(), teacher_sentences=wanted)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What the user should know before the first second of work; a warning of the run, and of its plan."""
+        learns = self.labels is not None or hidden_states_of(self.student.losses) is not None
+        doubt = teacher_in_doubt(self.teacher, self.student, self.data.sentences) if learns else None
+        return () if doubt is None else (doubt,)
 
     @model_validator(mode="before")
     @classmethod

@@ -35,12 +35,13 @@ def summarise(
         "labels": _optional(directories, "03-labels", "labels.json", None),
         "label_example": _optional(directories, "03-labels", "example.json", None),
         "twin": _optional(directories, "08-evaluate", "twin.json", None),
+        "preflight": _optional(directories, "03-labels", "preflight.json", None),
         "teacher_check": _optional(directories, "04-student", "teacher_check.json", None),
         "hardware": _optional(directories, "08-evaluate", "hardware.json", None),
         "predictions": _optional(directories, "08-evaluate", "predictions.json", []),
         "prune": _optional(directories, "05-prune", "prune.json", None),
         "versions": done["01-data"].versions,
-        "warnings": _texts(told, "warning"),
+        "warnings": [*recipe.doubts, *_texts(told, "warning")],
         "fallbacks": _texts(told, "fallback"),
     }
 

@@ -59,6 +59,8 @@ def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
         f"{visible(plan['recipe'])} in {visible(plan['run_directory'])}: about {plan['minutes']:.1f} minutes{beside}; "
         f"{megabytes(plan['memory_bytes'])} MB of memory, {megabytes(plan['disk_bytes'])} MB on disk"
     )
+    for warning in plan["warnings"]:
+        console.print(Text.assemble(("warning: ", "yellow"), visible(warning)))
 
 
 def print_tree(console: Console, facts: Mapping[str, Any], *, indent: int = 0) -> None:

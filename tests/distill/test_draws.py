@@ -34,6 +34,18 @@ def test_draws_equal_the_reference_in_value_and_gradient(cases, spread, draws):
     torch.testing.assert_close(gradient_PV, expected_PV, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("total", [0.0, 0.3, 7.0])
+def test_importance_weights_need_not_sum_to_one(cases, total):
+    """The estimate is linear in the weights, and so are its value and its gradient."""
+    drawn = cases.sampled(cases.logits(1, 4, 200, 1.0), 16, seed=3)
+    labels = SampledLabels(drawn.ids_PK, drawn.weights_PK * total, drawn.entropies_P)
+    logits_PV = cases.logits(2, 4, 200, 1.0)
+    nats_P, gradient_PV = cases.value_and_gradient(forward_kl, logits_PV, labels)
+    expected_P, expected_PV = cases.value_and_gradient(reference, logits_PV, labels)
+    torch.testing.assert_close(nats_P.double(), expected_P, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradient_PV, expected_PV, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("spread", [0.01, 3.0, 30.0])
 def test_cross_entropy_equals_the_reference_in_value_and_gradient(cases, spread):
     logits_PV = cases.logits(2, 6, 300, spread)

@@ -13,6 +13,7 @@ from potstill.labels.prior import Prior, contexts_of
 from potstill.labels.prior_fit import fit_prior
 from potstill.labels.settings import Dense, LabelKind, Sampled
 from potstill.labels.store import LabelStore, LabelWriter
+from potstill.labels.weights import levels_of_weights
 
 VOCABULARY = 40
 
@@ -45,7 +46,13 @@ def make_labels() -> Callable[..., SoftLabels]:
             probabilities_PV = logprobs_PV.exp()
             draws_PN = probabilities_PV.multinomial(kind.draws, replacement=True, generator=generator).sort(-1).values
             entropies_P = torch.special.entr(probabilities_PV).sum(-1)
-            return Draws(draws_PN, entropies_P, logprobs_PV[:, 0].clamp(min=-50), logprobs_PV.argmax(-1))
+            levels_PN = None
+            if kind.weighted:
+                log_weights_PN = (
+                    torch.randn(num_positions, vocabulary, generator=generator).double().gather(1, draws_PN)
+                )
+                levels_PN = levels_of_weights(5 * log_weights_PN, torch.full((num_positions, 1), 0.5))
+            return Draws(draws_PN, entropies_P, logprobs_PV[:, 0].clamp(min=-50), logprobs_PV.argmax(-1), levels_PN)
         logprobs_PK, ids_PK = logprobs_PV.topk(kind.k)
         return TopKLabels(ids_PK, logprobs_PK, logprobs_PV.exp().scatter(-1, ids_PK, 0.0).sum(-1))
 
@@ -56,7 +63,7 @@ def make_labels() -> Callable[..., SoftLabels]:
 def make_prior(sequences) -> Callable[..., Prior]:
     """A prior fitted to what follows in ``sequences``, of a width."""
 
-    def make(width: int = 4, seed: int = 0) -> Prior:
+    def make(width: int = 4, seed: int = 0, *, weighted: bool = False) -> Prior:
         contexts, following = [], []
         for row in range(len(sequences)):
             tokens_1T, scored_1T = sequences.rows([row])
@@ -70,6 +77,7 @@ def make_prior(sequences) -> Callable[..., Prior]:
             draws_P1,
             levels_P,
             levels_P % 16,
+            weight_levels=levels_P if weighted else None,
             vocabulary=VOCABULARY,
             width=width,
             seed=seed,
@@ -84,7 +92,7 @@ def make_writer(sequences, make_prior) -> Callable[..., LabelWriter]:
 
     def make(directory: Path, kind: LabelKind, **changes) -> LabelWriter:
         bindings = {
-            "prior": make_prior() if isinstance(kind, Sampled) else None,
+            "prior": make_prior(weighted=kind.weighted) if isinstance(kind, Sampled) else None,
             "vocabulary": VOCABULARY,
             "sequences": sequences,
             "teacher_fingerprint": "teacher",

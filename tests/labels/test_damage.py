@@ -14,7 +14,7 @@ from potstill.labels.shard import read_shard, write_shard
 SHARD = "shard-00000004.labels"
 
 
-@pytest.fixture(params=[TopK(k=6), Sampled(draws=5)], ids=str)
+@pytest.fixture(params=[TopK(k=6), Sampled(draws=5), Sampled(draws=5, temperature=2.0)], ids=str)
 def store(request, tmp_path, make_store):
     make_store(tmp_path / "store", request.param)
     return tmp_path / "store"

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from potstill.core.errors import BugError
+from potstill.core.errors import BugError, InputError
 from potstill.data.sequences import PackedSequences
 from potstill.labels.codec import codec_of
 from potstill.labels.draws import level_of, logprob_of_level
 from potstill.labels.settings import Dense, Sampled, TopK
+from potstill.labels.weights import weight_of_level
 
 
 def contents(directory):
@@ -36,10 +37,13 @@ def test_rows_come_back_in_the_order_asked_for(tmp_path, sequences, make_store, 
         assert_equal(read, stored.at(torch.tensor(positions_P, dtype=torch.int64)))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
 @pytest.mark.parametrize("num_draws", [1, 7, 200])
-def test_draws_come_back_as_counts_in_the_order_asked_for(tmp_path, sequences, make_store, open_store, num_draws):
-    """Every count, the likeliest token and each row's summed entropy exactly; the order of the draws is gone."""
-    drawn = make_store(tmp_path, Sampled(draws=num_draws))
+def test_draws_come_back_as_counts_in_the_order_asked_for(
+    tmp_path, sequences, make_store, open_store, num_draws, temperature
+):
+    """Every count, weight, likeliest token and each row's summed entropy exactly; the order of the draws is gone."""
+    drawn = make_store(tmp_path, Sampled(draws=num_draws, temperature=temperature))
     row_of_P = np.repeat(np.arange(10), sequences.scored_by_row)
     store = open_store(tmp_path)
     for rows_B in ([*range(10)], [7, 0, 9, 4], [2], [2, 2, 3], np.array([9, 9, 1]), []):
@@ -48,16 +52,39 @@ def test_draws_come_back_as_counts_in_the_order_asked_for(tmp_path, sequences, m
         assert len(read) == len(positions_P)
         given = drawn.at(torch.tensor(positions_P, dtype=torch.int64))
         shares_PV = torch.zeros(len(read), 40).scatter_add_(1, read.ids_PK, read.weights_PK)
-        expected_PV = torch.zeros(len(read), 40).scatter_add_(
-            1, given.draws_PN, torch.full(given.draws_PN.shape, 1 / num_draws)
-        )
-        torch.testing.assert_close(shares_PV, expected_PV, rtol=0, atol=1e-6)
+        weights_PN = torch.ones(given.draws_PN.shape)
+        if given.weight_levels_PN is not None:
+            weights_PN = torch.from_numpy(weight_of_level(given.weight_levels_PN.numpy().astype(np.uint16)))
+        expected_PV = torch.zeros(len(read), 40).scatter_add_(1, given.draws_PN, weights_PN / num_draws)
+        torch.testing.assert_close(shares_PV, expected_PV, rtol=1e-5, atol=1e-6)
         assert torch.equal(read.likeliest_P, given.likeliest_P)
         for row in {*np.asarray(rows_B).tolist()}:
             mine = torch.tensor([int(row_of_P[position]) == row for position in positions_P], dtype=torch.bool)
             torch.testing.assert_close(
                 read.entropies_P[mine].sum(), given.entropies_P[mine].sum(), rtol=1e-6, atol=1e-6
             )
+
+
+def test_only_the_first_rows_need_be_decoded(tmp_path, make_store, open_store):
+    """The shards that hold them can be read, the others not; the whole is checked all the same."""
+    make_store(tmp_path, Sampled(draws=7))
+    whole, part = open_store(tmp_path), open_store(tmp_path, first_rows=5)
+    assert_equal(part.read([7, 0]), whole.read([7, 0]))
+    assert part.facts == whole.facts
+    with pytest.raises(IndexError):
+        part.read([8])
+    last = tmp_path / "shard-00000008.labels"
+    last.write_bytes(last.read_bytes()[:-1])
+    with pytest.raises(InputError, match="shard-00000008"):
+        open_store(tmp_path, first_rows=5)
+
+
+def test_draws_tell_what_the_teacher_gives_to_the_true_tokens(tmp_path, make_store, open_store):
+    drawn = make_store(tmp_path / "drawn", Sampled(draws=7))
+    told_P = open_store(tmp_path / "drawn").true_logprobs
+    assert np.array_equal(told_P, logprob_of_level(level_of(drawn.true_logprobs_P.numpy()).astype(np.uint8)))
+    make_store(tmp_path / "kept", TopK(k=6))
+    assert open_store(tmp_path / "kept").true_logprobs is None
 
 
 def test_the_true_tokens_log_probability_is_kept_to_two_percent():

@@ -16,6 +16,7 @@ from potstill.distill.divergences import forward_kl
 from potstill.labels.kinds import TopKLabels
 from potstill.labels.settings import Dense, Sampled, TopK
 from potstill.labels.store import LabelStore
+from potstill.labels.weights import weight_of_level
 from potstill.model.store import load_model, model_fingerprint, tokenizer_fingerprint
 from potstill.teacher.asking import draws_of, labels_of, uniforms_of
 from potstill.teacher.capture import capture_labels
@@ -130,6 +131,32 @@ def test_draws_are_an_unbiased_estimate(sampling):
     assert (draws.likeliest_P == probabilities_V.argmax()).all()
 
 
+@pytest.mark.parametrize("temperature", [0.5, 0.8, 1.25, 3.0])
+@pytest.mark.parametrize("sampling", ["systematic", "multinomial"])
+def test_draws_at_another_temperature_are_an_unbiased_estimate_too(sampling, temperature):
+    """Each token's mean weight over many uniforms is its probability, within four standard errors of N = 1.
+
+    The weights are those that a store keeps, rounded to levels at random.
+    """
+    kind = Sampled(draws=8, sampling=sampling, temperature=temperature)
+    logits_1V = torch.randn(1, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
+    probabilities_V = logits_1V.softmax(-1)[0]
+    repeats = 40_000
+    generator, num_uniforms = torch.Generator().manual_seed(1), (8 if sampling == "multinomial" else 1) + 1
+    uniforms = torch.rand(repeats, num_uniforms, dtype=torch.float64, generator=generator)
+    draws = draws_of(logits_1V.expand(repeats, 12), kind, uniforms, torch.zeros(repeats, dtype=torch.int64))
+    weights_PN = torch.from_numpy(weight_of_level(draws.weight_levels_PN.numpy().astype(np.uint16))).double() / 8
+    estimates_PV = torch.zeros(repeats, 12, dtype=torch.float64).scatter_add_(1, draws.draws_PN, weights_PN)
+    drawn_V = (logits_1V / temperature).softmax(-1)[0]
+    standard_error_V = probabilities_V / (drawn_V * repeats).sqrt()
+    assert ((estimates_PV.mean(0) - probabilities_V).abs() <= 4 * standard_error_V).all()
+    assert (draws.weight_levels_PN.diff(dim=1)[draws.draws_PN.diff(dim=1) == 0] == 0).all(), "equal draws weigh alike"
+    exact_nats = torch.special.entr(probabilities_V).sum().float()
+    torch.testing.assert_close(draws.entropies_P[0], exact_nats)
+    torch.testing.assert_close(draws.true_logprobs_P[0], probabilities_V[0].log().float())
+    assert (draws.likeliest_P == probabilities_V.argmax()).all()
+
+
 def test_an_impossible_token_is_never_drawn():
     """Uniforms at both ends of their range, at a distribution whose first and last tokens have no mass."""
     logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]]).expand(3, 4)
@@ -149,10 +176,11 @@ def test_random_numbers_belong_to_the_row_and_the_seed(made):
     assert not np.array_equal(together, uniforms_of(sequences, np.arange(20), kind, seed=2))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
 @pytest.mark.parametrize("sampling", ["systematic", "multinomial"])
-def test_stored_draws_are_those_of_the_teachers_distribution(tmp_path, made, sampling):
+def test_stored_draws_are_those_of_the_teachers_distribution(tmp_path, made, sampling, temperature):
     """Drawn again, the obvious way, from the whole model on single rows: the same counts, entropy, likeliest token."""
-    kind = Sampled(draws=20, sampling=sampling)
+    kind = Sampled(draws=20, sampling=sampling, temperature=temperature)
     settings = SETTINGS.model_copy(update={"labels": kind, "sentences": 300, "seed": 5})
     capture_labels(settings, made, tmp_path, Trace())
     for split, rows_B in (("train", [299, 0, 7, 256]), ("validation", [3, 39])):
@@ -160,11 +188,15 @@ def test_stored_draws_are_those_of_the_teachers_distribution(tmp_path, made, sam
         logprobs_PV = teacher_logits(made, sequences, rows_B).double().log_softmax(-1)
         labels = store.read(rows_B)
         uniforms_PU = torch.from_numpy(uniforms_of(sequences, np.array(rows_B), kind, seed=5))
-        points_PN = uniforms_PU if sampling == "multinomial" else (uniforms_PU + torch.arange(20)) / 20
-        expected_PN = torch.searchsorted(logprobs_PV.exp().cumsum(-1), points_PN)
+        points_PN = uniforms_PU if sampling == "multinomial" else (uniforms_PU[:, :1] + torch.arange(20)) / 20
+        drawn_PV = (logprobs_PV / temperature).softmax(-1)
+        expected_PN = torch.searchsorted(drawn_PV.cumsum(-1), points_PN[:, :20].contiguous())
+        counts_PV = torch.zeros(len(labels), 300).scatter_add_(1, expected_PN, torch.ones(expected_PN.shape))
+        expected_PV = counts_PV / 20 * (logprobs_PV.exp() / drawn_PV)
         shares_PV = torch.zeros(len(labels), 300).scatter_add_(1, labels.ids_PK, labels.weights_PK)
-        expected_PV = torch.zeros(len(labels), 300).scatter_add_(1, expected_PN, torch.full(expected_PN.shape, 1 / 20))
-        assert ((shares_PV - expected_PV).abs() < 1e-6).float().mean() > 0.999
+        largest_error = 1e-6 if temperature == 1.0 else np.exp(1 / 8) - 1  # a level up or down
+        wrong_PV = (shares_PV - expected_PV).abs() > largest_error * expected_PV + 1e-6
+        assert wrong_PV.float().mean() < 0.001
         assert torch.equal(labels.likeliest_P, logprobs_PV.argmax(-1))
         entropy_nats = torch.special.entr(logprobs_PV.exp()).sum()
         assert labels.entropies_P.double().sum().item() == pytest.approx(entropy_nats.item(), rel=1e-4)

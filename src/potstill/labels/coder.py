@@ -36,7 +36,7 @@ class Reader(Protocol):
 def coder_of(kind: LabelKind, vocabulary: int, sequences: PackedSequences, prior: Prior | None) -> Coder:
     """What writes labels of a kind."""
     if isinstance(kind, Sampled):
-        return DrawsCoder(sequences, kind.draws, _there(prior))
+        return DrawsCoder(sequences, kind, _there(prior))
     return RecordsCoder(sequences, codec_of(kind, vocabulary))
 
 
@@ -48,7 +48,7 @@ def reader_of(
     Raises: InputError: what a shard holds isn't what its kind says, or not of its text.
     """
     if isinstance(kind, Sampled):
-        return DrawsReader(sequences, kind.draws, _there(prior), shards)
+        return DrawsReader(sequences, kind, _there(prior), shards)
     return RecordsReader(sequences, codec_of(kind, vocabulary), shards)
 
 

@@ -7,7 +7,8 @@ Three kinds under one type, ``SoftLabels``. Each can be cut to some of its posit
 (``to``), so a loss or a store never asks which kind it has; only the divergences do.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -56,6 +57,8 @@ class TopKLabels:
 class SampledLabels:
     """Draws from the distribution as weights that sum to one: an unbiased estimate of it.
 
+    Draws from another distribution carry importance weights. Those of a position sum to one only on average.
+
     ``entropies_P`` is the teacher's entropy as the store knows it. A store may keep one sum per sequence and spread it
     evenly over the sequence's positions, so only its sum over all positions of a sequence is to be relied on, and so
     is the value, not the gradient, of a forward KL.
@@ -90,22 +93,28 @@ class Draws:
     """Sampled labels as they are drawn, before their order is lost.
 
     Shapes: draws_PN int64, N token ids in ascending order; entropies_P float32, the teacher's entropy in nats;
-    true_logprobs_P float32, nats, what the teacher gives to the token that really follows; likeliest_P int64.
+    true_logprobs_P float32, nats, what the teacher gives to the token that really follows; likeliest_P int64;
+    weight_levels_PN int64, of draws at another temperature than 1 the levels of their importance weights
+    (``labels.weights``), equal for equal draws.
     """
 
     draws_PN: Tensor
     entropies_P: Tensor
     true_logprobs_P: Tensor
     likeliest_P: Tensor
+    weight_levels_PN: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.draws_PN)
 
     def at(self, positions: slice | Tensor) -> "Draws":
-        return Draws(*(tensor[positions] for tensor in vars(self).values()))
+        return self._each(lambda tensor: tensor[positions])
 
     def to(self, device: torch.device | str) -> "Draws":
-        return Draws(*(tensor.to(device) for tensor in vars(self).values()))
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Draws":
+        return replace(self, **{name: change(tensor) for name, tensor in vars(self).items() if tensor is not None})
 
 
 SoftLabels = DenseLabels | TopKLabels | SampledLabels

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from potstill.core.durable import replacing
-from potstill.core.errors import InputError
+from potstill.core.errors import BugError, InputError
 from potstill.labels.shard import AGAIN
 from potstill.labels.stacks import PRECISION
 
@@ -50,7 +50,7 @@ class Prior:
 
     Shapes: embeddings_VR int8; mixers_CRR int8; bias_V int16, in 1/256 bits; levels_L and ranks_L uint16,
     frequencies of the levels of the true token's log-probability and of the rank of the likeliest token, each at least
-    1, 2^16 together.
+    1, 2^16 together; weights_L likewise of the levels of importance weights, None where draws carry none.
     """
 
     embeddings_VR: NDArray[np.int8]
@@ -61,6 +61,7 @@ class Prior:
     bias_V: NDArray[np.int16]
     levels_L: NDArray[np.uint16]
     ranks_L: NDArray[np.uint16]
+    weights_L: NDArray[np.uint16] | None = None
 
     @property
     def vocabulary(self) -> int:
@@ -109,12 +110,26 @@ class Prior:
     @cached_property
     def level_cdf(self) -> NDArray[np.int64]:
         """Cumulative frequencies of the levels, from 0 to 2^16."""
-        return np.concatenate([[0], np.cumsum(self.levels_L.astype(np.int64))])
+        return _cumulative(self.levels_L)
 
     @cached_property
     def rank_cdf(self) -> NDArray[np.int64]:
         """Cumulative frequencies of the ranks, from 0 to 2^16."""
-        return np.concatenate([[0], np.cumsum(self.ranks_L.astype(np.int64))])
+        return _cumulative(self.ranks_L)
+
+    @cached_property
+    def weight_cdf(self) -> NDArray[np.int64]:
+        """Cumulative frequencies of the levels of importance weights, from 0 to 2^16.
+
+        Raises: BugError: these draws carry none.
+        """
+        if self.weights_L is None:
+            raise BugError("this prior is one of draws without importance weights")
+        return _cumulative(self.weights_L)
+
+
+def _cumulative(frequencies_L: NDArray[np.uint16]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(frequencies_L.astype(np.int64))])
 
 
 def _powers() -> NDArray[np.int64]:
@@ -144,6 +159,7 @@ def write_prior(path: Path, prior: Prior) -> str:
         "bias": prior.bias_V,
         "levels": prior.levels_L,
         "ranks": prior.ranks_L,
+        **({} if prior.weights_L is None else {"weights": prior.weights_L}),
         "scale": np.array([prior.shift, prior.scale_m, prior.scale_e], dtype=np.int32),
     }
     packed = zlib.compress(save(arrays), 9)
@@ -169,8 +185,9 @@ def read_prior(path: Path) -> tuple[Prior, str]:
     try:
         arrays = load(zlib.decompress(content[len(_MAGIC) : -32]))
         shift, scale_m, scale_e = (int(number) for number in arrays["scale"])
-        tables = (arrays[name] for name in ("bias", "levels", "ranks"))
-        prior = Prior(arrays["embeddings"], arrays["mixers"], shift, scale_m, scale_e, *tables)
+        bias_V, levels_L, ranks_L = (arrays[name] for name in ("bias", "levels", "ranks"))
+        tables = (arrays["embeddings"], arrays["mixers"], shift, scale_m, scale_e, bias_V, levels_L, ranks_L)
+        prior = Prior(*tables, weights_L=arrays.get("weights"))
     except (KeyError, ValueError, SafetensorError, zlib.error) as error:
         raise InputError(f"is no prior of this version: {error}", where=str(path), next_step=AGAIN) from error
     return prior, digest.hexdigest()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from potstill.labels.likeliest import NUM_RANKS
 from potstill.labels.prior import CONTEXT_TOKENS, MOST_HIDDEN, NUM_LEVELS, STEPS_PER_BIT, Prior
+from potstill.labels.weights import NUM_WEIGHTS
 
 __all__ = ["fit_prior", "width_for"]
 
@@ -38,13 +39,15 @@ def fit_prior(
     levels_P: NDArray[np.int64],
     ranks_P: NDArray[np.int64],
     *,
+    weight_levels: NDArray[np.int64] | None = None,
     vocabulary: int,
     width: int,
     seed: int,
 ) -> Prior:
     """The prior of some width under which these draws take the fewest bits.
 
-    Width 0 gives how often each token is drawn at all, whatever comes before it.
+    ``weight_levels`` are those of all distinct draws, None where draws carry no importance weights. Width 0 gives how
+    often each token is drawn at all, whatever comes before it.
 
     Cost: two billion logits at most, some 20 s on one core.
     """
@@ -53,7 +56,8 @@ def fit_prior(
     model = _LogBilinear(vocabulary, width, torch.from_numpy(bias_V).float(), seed)
     if width:
         _train(model, torch.from_numpy(contexts_PC), torch.from_numpy(draws_PN), seed)
-    return _rounded(model, _frequencies(levels_P, NUM_LEVELS), _frequencies(ranks_P, NUM_RANKS))
+    weights_L = None if weight_levels is None else _frequencies(weight_levels, NUM_WEIGHTS)
+    return _rounded(model, _frequencies(levels_P, NUM_LEVELS), _frequencies(ranks_P, NUM_RANKS), weights_L)
 
 
 class _LogBilinear(nn.Module):
@@ -93,7 +97,12 @@ def _train(model: _LogBilinear, contexts_PC: Tensor, draws_PN: Tensor, seed: int
         optimizer.step()
 
 
-def _rounded(model: _LogBilinear, levels_L: NDArray[np.uint16], ranks_L: NDArray[np.uint16]) -> Prior:
+def _rounded(
+    model: _LogBilinear,
+    levels_L: NDArray[np.uint16],
+    ranks_L: NDArray[np.uint16],
+    weights_L: NDArray[np.uint16] | None,
+) -> Prior:
     """Integers whose scores are the model's logits in 1/256 bits, up to the rounding.
 
     The embeddings' step is chosen so that the score's scale is a number of four bits times a power of two; the mixers'
@@ -121,6 +130,7 @@ def _rounded(model: _LogBilinear, levels_L: NDArray[np.uint16], ranks_L: NDArray
         bias_V,
         levels_L,
         ranks_L,
+        weights_L,
     )
 
 

@@ -21,11 +21,19 @@ class Sampled(Settings):
 
     ``sampling``: "systematic" draws lie evenly spaced on the distribution, so a token of probability p comes within one
     of draws x p times; "multinomial" draws are independent. Both are unbiased; systematic ones vary less.
+    ``temperature``: of what is drawn from, p^(1/temperature) made to sum to one. Other than 1, every distinct draw also
+    keeps its importance weight, some 5 bits, and the estimate stays unbiased.
     """
 
     kind: Literal["sampled"] = "sampled"
     draws: int = Field(default=32, ge=1, le=255)
     sampling: Literal["systematic", "multinomial"] = "systematic"
+    temperature: float = Field(default=1.0, gt=0)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether draws carry importance weights."""
+        return self.temperature != 1.0
 
 
 class Dense(Settings):

@@ -17,6 +17,7 @@ from potstill.core.durable import write_json
 from potstill.core.errors import BugError, InputError
 from potstill.data.sequences import PackedSequences
 from potstill.labels.coder import Reader, coder_of, reader_of
+from potstill.labels.draws import DrawsReader
 from potstill.labels.index import INDEX, SHARDS, Index, ShardEntry, check_listing, check_shard, read_index
 from potstill.labels.kinds import Draws, SoftLabels
 from potstill.labels.prior import PRIOR, Prior, read_prior, write_prior
@@ -53,7 +54,7 @@ class LabelWriter:
         self._sequences = sequences
         self._coder = coder_of(kind, vocabulary, sequences, prior)
         self._index = Index(
-            version=2,
+            version=3,
             kind=kind,
             vocabulary=vocabulary,
             teacher=teacher_fingerprint,
@@ -125,12 +126,20 @@ class LabelStore:
 
     @classmethod
     def open(
-        cls, directory: Path, *, sequences: PackedSequences, teacher_fingerprint: str, tokenizer_fingerprint: str
+        cls,
+        directory: Path,
+        *,
+        sequences: PackedSequences,
+        teacher_fingerprint: str,
+        tokenizer_fingerprint: str,
+        first_rows: int | None = None,
     ) -> "LabelStore":
         """Open the labels of exactly these sequences, after reading and checking every byte of them.
 
+        With ``first_rows`` all is checked just so, but only the shards that hold those rows can be read.
+
         Raises: InputError: naming the file that is missing, damaged, doubled or foreign, and what is wrong with it.
-        Cost: sampled labels are decoded here, once; see ``DrawsReader``.
+        Cost: sampled labels of the rows that can be read are decoded here, once; see ``DrawsReader``.
         """
         path = directory / INDEX
         index = read_index(path)
@@ -153,8 +162,10 @@ class LabelStore:
                 raise InputError(
                     "is another shard than the index lists", where=str(directory / entry.file), next_step=AGAIN
                 )
-            shards.append(shard)
-        return cls(directory, index, reader_of(index.kind, index.vocabulary, sequences, prior, shards))
+            if first_rows is None or entry.first < first_rows:
+                shards.append(shard)
+        readable = sequences.first(shards[-1].rows.stop if shards else 0)
+        return cls(directory, index, reader_of(index.kind, index.vocabulary, readable, prior, shards))
 
     @property
     def kind(self) -> LabelKind:
@@ -178,6 +189,14 @@ class LabelStore:
             "bytes": num_bytes,
             "bytes_per_token": num_bytes / max(tokens, 1),
         }
+
+    @property
+    def true_logprobs(self) -> NDArray[np.float32] | None:
+        """What the teacher gives to the token that really follows, at every readable position; only draws keep it.
+
+        Returns: nats, to the precision of the store's levels; None of other labels.
+        """
+        return self._reader.true_logprobs if isinstance(self._reader, DrawsReader) else None
 
     def read(self, rows_B: NDArray[np.int64] | Sequence[int]) -> SoftLabels:
         """The labels of these rows' scored positions, in the order of the rows given, then of the positions."""

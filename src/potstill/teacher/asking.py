@@ -14,6 +14,7 @@ from potstill.core.errors import InputError, RecipeError
 from potstill.data.sequences import PackedSequences
 from potstill.labels.kinds import DenseLabels, Draws, SoftLabels, TopKLabels
 from potstill.labels.settings import Dense, Sampled, TopK
+from potstill.labels.weights import levels_of_weights
 
 __all__ = ["draws_of", "labels_of", "logprobs_of", "uniforms_of"]
 
@@ -54,27 +55,36 @@ def labels_of(logits_PV: Tensor, kind: TopK | Dense) -> SoftLabels:
 
 
 def draws_of(logits_PV: Tensor, kind: Sampled, uniforms_PU: Tensor, targets_P: Tensor) -> Draws:
-    """Draws from the teacher's distribution by inverting its cumulative sum, in float64.
+    """Draws from the teacher's distribution, at the kind's temperature, by inverting its cumulative sum, in float64.
 
     Multinomial: draw i is the token at uniform i. Systematic: at (uniform + i) / N, so a token's count is N p rounded
-    up or down, and N p on average.
+    up or down, and N p on average. At a temperature other than 1, a token drawn with q instead of p weighs p / q, as
+    the last of the uniforms rounds it; entropies and the true tokens' log-probabilities are p's all the same.
 
-    Shapes: uniforms_PU float64 in [0, 1), U = N for multinomial draws and 1 for systematic ones; targets_P int64, the
-    tokens that really follow.
+    Shapes: uniforms_PU float64 in [0, 1), U = N for multinomial draws, 1 for systematic ones, and one more where draws
+    are weighted; targets_P int64, the tokens that really follow.
     Raises: InputError: a logit is NaN or +inf.
-    Cost: two P x V float64 copies.
+    Cost: two P x V float64 copies, three at another temperature.
     """
     logprobs_PV = logprobs_of(logits_PV)
     probabilities_PV = logprobs_PV.double().exp()
     entropies_P = torch.special.entr(probabilities_PV).sum(-1)
+    if kind.weighted:
+        log_drawn_PV = (logprobs_PV.double() / kind.temperature).log_softmax(-1)
+        probabilities_PV = log_drawn_PV.exp()
     cdf_PV = probabilities_PV.cumsum(-1)
-    points_PN = uniforms_PU
+    points_PN = uniforms_PU[:, : _num_points(kind)]
     if kind.sampling == "systematic":
-        points_PN = (uniforms_PU + torch.arange(kind.draws, device=uniforms_PU.device)) / kind.draws
+        points_PN = (points_PN + torch.arange(kind.draws, device=uniforms_PU.device)) / kind.draws
     below_P1 = cdf_PV[:, -1:].nextafter(cdf_PV.new_zeros(1))  # a point at the very end would be no token's
     draws_PN = torch.searchsorted(cdf_PV, torch.minimum(points_PN * cdf_PV[:, -1:], below_P1), right=True)
+    draws_PN = draws_PN.sort(dim=-1).values
+    levels_PN = None
+    if kind.weighted:
+        log_weights_PN = logprobs_PV.gather(1, draws_PN).double() - log_drawn_PV.gather(1, draws_PN)
+        levels_PN = levels_of_weights(log_weights_PN, uniforms_PU[:, -1:])
     true_P = logprobs_PV.gather(1, targets_P.unsqueeze(1)).squeeze(1)
-    return Draws(draws_PN.sort(dim=-1).values, entropies_P.float(), true_P, logprobs_PV.argmax(-1))
+    return Draws(draws_PN, entropies_P.float(), true_P, logprobs_PV.argmax(-1), levels_PN)
 
 
 def uniforms_of(sequences: PackedSequences, rows: NDArray[np.int64], kind: Sampled, seed: int) -> NDArray[np.float64]:
@@ -82,7 +92,7 @@ def uniforms_of(sequences: PackedSequences, rows: NDArray[np.int64], kind: Sampl
 
     Returns: float64 [P, U].
     """
-    per_position = kind.draws if kind.sampling == "multinomial" else 1
+    per_position = _num_points(kind) + (kind.weighted)
     counts = sequences.scored_of(rows).tolist()
     parts = [
         np.random.default_rng(
@@ -91,3 +101,8 @@ def uniforms_of(sequences: PackedSequences, rows: NDArray[np.int64], kind: Sampl
         for row, count in zip(rows.tolist(), counts, strict=True)
     ]
     return np.concatenate(parts) if parts else np.empty((0, per_position))
+
+
+def _num_points(kind: Sampled) -> int:
+    """How many random numbers a position's draws take."""
+    return kind.draws if kind.sampling == "multinomial" else 1

@@ -25,9 +25,10 @@ from potstill.labels.prior import PRIOR
 from potstill.labels.settings import Sampled, TopK
 from potstill.labels.store import LabelStore, LabelWriter
 from potstill.model.store import load_model, load_tokenizer, model_fingerprint, tokenizer_fingerprint
-from potstill.teacher.example import label_example
+from potstill.teacher.example import ROWS_LOOKED_AT, label_example
 from potstill.teacher.fit import check_teacher
 from potstill.teacher.local import LocalTeacher, labels_of_rows
+from potstill.teacher.preflight import check_before_capture
 from potstill.teacher.prior import prior_for
 from potstill.teacher.settings import CaptureSettings
 
@@ -38,11 +39,11 @@ _SECONDS_BETWEEN_PROGRESS = 0.25
 
 
 def capture_labels(settings: CaptureSettings, inputs: Mapping[str, Path], out: Path, trace: Trace) -> None:
-    """The teacher's labels of the student's rows and of all validation rows.
+    """The teacher's labels of the student's rows and of all validation rows, once it was looked at on held-out text.
 
-    Reads: data, teacher. Writes: train/ and validation/ (label stores), labels.json (the facts of train/ and the path
-    of each split), example.json (what one label looks like). Shards of an earlier try that are whole are kept; several
-    processes each write a share of the missing ones.
+    Reads: data, teacher. Writes: preflight.json, train/ and validation/ (label stores), labels.json (the facts of
+    train/ and of each split), example.json (what one label looks like). Shards of an earlier try that are whole are
+    kept; several processes each write a share of the missing ones.
 
     Raises: InputError: the teacher doesn't fit the data's tokenizer or its length of text.
     """
@@ -55,6 +56,8 @@ def capture_labels(settings: CaptureSettings, inputs: Mapping[str, Path], out: P
     check_teacher(model, directory, tokenizer, vocabulary, sequences["train"].tokens_per_sequence, trace=trace)
     teacher = LocalTeacher(model, vocabulary, settings)
     bound_to = {"teacher": model_fingerprint(directory), "tokenizer": tokenizer_fingerprint(data / "tokenizer")}
+    trained_here = (inputs["teacher"] / "history.json").is_file()
+    check_before_capture(teacher, sequences["train"], sequences["validation"], out, trace, trained_here=trained_here)
     prior = prior_for(teacher, sequences["train"], out / "train" / PRIOR, trace)
     stores = {}
     for split, rows in sequences.items():
@@ -76,6 +79,7 @@ def capture_labels(settings: CaptureSettings, inputs: Mapping[str, Path], out: P
             sequences=rows,
             teacher_fingerprint=bound_to["teacher"],
             tokenizer_fingerprint=bound_to["tokenizer"],
+            first_rows=ROWS_LOOKED_AT,  # who trains on the store decodes all of it
         )
     if current().leads:
         _tell(stores, sequences, tokenizer, out, trace)

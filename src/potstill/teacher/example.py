@@ -15,9 +15,9 @@ from potstill.labels.kinds import SampledLabels, SoftLabels, TopKLabels
 from potstill.labels.settings import Sampled
 from potstill.labels.store import LabelStore
 
-__all__ = ["label_example"]
+__all__ = ["ROWS_LOOKED_AT", "label_example"]
 
-_ROWS_LOOKED_AT = 64
+ROWS_LOOKED_AT = 64
 _CONTEXT_TOKENS = 8
 _DENSE_ENTRIES = 32
 
@@ -35,7 +35,7 @@ def label_example(
     how many, None of other labels. None if nothing is scored.
     """
     best: tuple[tuple[bool, float], int, int, TopKLabels] | None = None
-    for row in range(min(len(sequences), _ROWS_LOOKED_AT)):
+    for row in range(min(len(sequences), ROWS_LOOKED_AT)):
         _, scored_1T = sequences.rows([row])
         positions_P = np.flatnonzero(scored_1T[0])
         labels = _likeliest(store.read([row]))
@@ -66,11 +66,12 @@ def label_example(
 
 
 def _likeliest(labels: SoftLabels) -> TopKLabels:
-    """The few likeliest entries of any labels; of draws, those drawn, with the share of the draws that fell on each."""
+    """The few likeliest entries of any labels; of draws, those drawn, with each one's share of all weights."""
     if isinstance(labels, TopKLabels):
         return labels
     if isinstance(labels, SampledLabels):
-        shares_PK, order_PK = labels.weights_PK.sort(dim=-1, descending=True, stable=True)
+        weights_PK, order_PK = labels.weights_PK.sort(dim=-1, descending=True, stable=True)
+        shares_PK = weights_PK / weights_PK.sum(-1, keepdim=True)
         return TopKLabels(labels.ids_PK.gather(-1, order_PK), shares_PK.log(), torch.zeros(len(labels)))
     kept = labels.logprobs_PV.topk(min(_DENSE_ENTRIES, labels.logprobs_PV.shape[1]), dim=-1)
     tail_P = labels.logprobs_PV.exp().scatter(-1, kept.indices, 0.0).sum(-1)

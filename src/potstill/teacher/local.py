@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from potstill.data.sequences import PackedSequences
@@ -18,7 +19,7 @@ from potstill.model.anatomy import hidden_states, logits_of
 from potstill.teacher.asking import draws_of, labels_of, uniforms_of
 from potstill.teacher.settings import CaptureSettings
 
-__all__ = ["LocalTeacher", "labels_of_rows"]
+__all__ = ["LocalTeacher", "labels_of_rows", "logits_of_rows"]
 
 _LOGITS_AT_ONCE = 1 << 25
 
@@ -36,22 +37,36 @@ def labels_of_rows(
     teacher: LocalTeacher, sequences: PackedSequences, rows_B: NDArray[np.int64]
 ) -> Iterator[SoftLabels | Draws]:
     """The labels of a batch, in parts small enough that their logits fit; only scored positions pass the head."""
+    kind = teacher.settings.labels
+    uniforms = uniforms_of(sequences, rows_B, kind, teacher.settings.seed) if isinstance(kind, Sampled) else np.empty(0)
+    uniforms_PU = torch.from_numpy(uniforms).to(teacher.model.device)
+    for part, logits_PV, targets_P in logits_of_rows(teacher, sequences, rows_B):
+        with torch.inference_mode():
+            if isinstance(kind, Sampled):
+                labels: SoftLabels | Draws = draws_of(logits_PV, kind, uniforms_PU[part], targets_P)
+            else:
+                labels = labels_of(logits_PV, kind)
+        yield labels.to("cpu")
+
+
+def logits_of_rows(
+    teacher: LocalTeacher, sequences: PackedSequences, rows_B: NDArray[np.int64]
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Which scored positions of a batch, the teacher's logits there, and the tokens that really follow; all in parts.
+
+    Returns: slices of the batch's scored positions; logits [part, V] over the text's tokens; targets int64.
+    """
+    model = teacher.model
+    device = model.device
     tokens, scored = sequences.rows(rows_B)
-    model, device, kind = teacher.model, teacher.model.device, teacher.settings.labels
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=teacher.settings.precision == "bfloat16")
     with torch.inference_mode(), autocast:
         tokens_BT, scored_BT = torch.from_numpy(tokens).to(device), torch.from_numpy(scored).to(device)
         hidden_PD = hidden_states(model, tokens_BT)[scored_BT]
-    targets_P = tokens_BT.roll(-1, dims=1)[scored_BT]
-    uniforms = uniforms_of(sequences, rows_B, kind, teacher.settings.seed) if isinstance(kind, Sampled) else np.empty(0)
-    uniforms_PU = torch.from_numpy(uniforms).to(device)
+        targets_P = tokens_BT.roll(-1, dims=1)[scored_BT]
     size = max(_LOGITS_AT_ONCE // teacher.vocabulary, 1)
     for first in range(0, len(hidden_PD), size):
         part = slice(first, first + size)
-        with torch.inference_mode():
-            with autocast:
-                logits_PV = logits_of(model, hidden_PD[part])[:, : teacher.vocabulary]
-            if isinstance(kind, Sampled):
-                yield draws_of(logits_PV, kind, uniforms_PU[part], targets_P[part]).to("cpu")
-            else:
-                yield labels_of(logits_PV, kind).to("cpu")
+        with torch.inference_mode(), autocast:
+            logits_PV = logits_of(model, hidden_PD[part])[:, : teacher.vocabulary]
+        yield part, logits_PV, targets_P[part]

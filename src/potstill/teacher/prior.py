@@ -13,7 +13,7 @@ from potstill.core.trace import Trace
 from potstill.data.sequences import PackedSequences
 from potstill.labels.draws import level_of
 from potstill.labels.kinds import Draws
-from potstill.labels.likeliest import rank_among
+from potstill.labels.likeliest import first_of_kind, rank_among
 from potstill.labels.prior import Prior, contexts_of, read_prior
 from potstill.labels.prior_fit import fit_prior, width_for
 from potstill.labels.settings import Sampled
@@ -49,11 +49,13 @@ def prior_for(teacher: LocalTeacher, sequences: PackedSequences, path: Path, tra
     trace.metric("prior_width", width, "1")
     levels_P = level_of(np.concatenate([part.true_logprobs_P.numpy() for part in draws]))
     draws_PN = np.concatenate([part.draws_PN.numpy() for part in draws])
+    weighted = [part.weight_levels_PN.numpy() for part in draws if part.weight_levels_PN is not None]
     return fit_prior(
         np.concatenate(contexts),
         draws_PN,
         levels_P,
         rank_among(draws_PN, np.concatenate([part.likeliest_P.numpy() for part in draws])),
+        weight_levels=np.concatenate(weighted)[first_of_kind(draws_PN)] if weighted else None,
         vocabulary=teacher.vocabulary,
         width=width,
         seed=teacher.settings.seed,

@@ -20,6 +20,7 @@ __all__ = [
     "TrainingSettings",
     "check_growth",
     "default_learning_rate",
+    "teacher_in_doubt",
     "twins_wanted",
 ]
 
@@ -136,3 +137,23 @@ def twins_wanted(student: StudentSettings, *, has_teacher: bool) -> Literal["bot
     taught = needs_labels(student.losses) or hidden_states_of(student.losses) is not None
     wanted = has_teacher and taught if student.twin is None else student.twin
     return "both" if wanted else None
+
+
+def teacher_in_doubt(teacher: TeacherChoice | None, student: StudentSettings, num_sentences: int) -> str | None:
+    """Why a teacher can't be expected to be better than its student without it, where the recipe alone tells.
+
+    A teacher trained here that is no larger, and reads no other rows and no more of them in all its epochs.
+    """
+    if not isinstance(teacher, TrainedTeacher) or teacher.sentences == "all":
+        return None
+    rows = num_sentences if teacher.sentences is None else teacher.sentences
+    epochs = teacher.epochs + (teacher.grow_from.epochs if teacher.grow_from is not None else 0)
+    if teacher.parameters > student.parameters or rows > num_sentences:
+        return None
+    if rows * epochs > num_sentences * student.epochs:
+        return None
+    return (
+        f"the teacher has {teacher.parameters:,} parameters and reads {rows * epochs:,} rows, its student "
+        f"{student.parameters:,} and {num_sentences * student.epochs:,}, the same among them: nothing says that the "
+        "teacher will be the better one; make it larger, or give it more text (teacher.sentences)"
+    )

@@ -88,7 +88,16 @@ def train_student(
         device = resolve_device(machine.device)
         precision = resolve_precision(machine.precision, device)
         teacher = inputs["teacher"] / "model"
-        check_teacher_is_better(teacher, text.validation, twin, out, trace, device=device, precision=precision)
+        check_teacher_is_better(
+            teacher,
+            text.validation,
+            twin,
+            out,
+            trace,
+            device=device,
+            precision=precision,
+            labels=text.train.labels,
+        )
     student = train(settings, text=text, out=out, who="student", losses=settings.losses)
     if wanted == "both" and "labels" in inputs:
         epochs = epochs_of_equal_time(student, twin, inputs["labels"], out, trace, opening_s=opening_s)

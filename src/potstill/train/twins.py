@@ -13,6 +13,8 @@ from potstill.core.artefact import read_manifest
 from potstill.core.durable import read_json, write_json
 from potstill.core.trace import Trace
 from potstill.core.world import current
+from potstill.distill.observe import GAP_WIDE
+from potstill.labels.store import LabelStore
 from potstill.model.store import load_model
 from potstill.train.loop import TrainingText
 from potstill.train.settings import Precision
@@ -63,22 +65,42 @@ def check_teacher_is_better(
     *,
     device: str,
     precision: Precision,
+    labels: LabelStore | None = None,
 ) -> None:
     """Before the student is trained, warn if its teacher predicts held-out text no better than the plain twin does.
 
-    Writes: teacher_check.json.
+    ``labels`` are those of the student's rows: draws also tell the teacher's loss there. Where that is far lower, the
+    teacher knows these rows by heart, and its labels of them come near the true tokens; that is noted.
+
+    Writes: teacher_check.json: ``teacher_nats``, ``plain_nats`` a held-out token, ``teacher_training_nats`` a token of
+    the student's rows, null where the labels don't tell.
     """
     model = load_model(teacher).to(device)  # type: ignore[arg-type] # transformers wraps torch's `to`
     measured = validate(model, validation.sequences, None, precision=precision)
     teacher_nats = measured["validation_cross_entropy_nats"]
     plain_nats = min(entry["validation_cross_entropy_nats"] for entry in twin)
+    training_nats = _training_nats(labels)
+    facts = {"teacher_nats": teacher_nats, "plain_nats": plain_nats, "teacher_training_nats": training_nats}
     if current().leads:
-        write_json(out / TEACHER_CHECK, {"teacher_nats": teacher_nats, "plain_nats": plain_nats})
+        write_json(out / TEACHER_CHECK, facts)
+    if training_nats is not None:
+        gap = (teacher_nats - training_nats) / max(training_nats, 1e-9)
+        means = (
+            ": it begins to know them by heart, and its labels to tell no more than they do" if gap > GAP_WIDE else ""
+        )
+        losses = f"{training_nats:.3f} nats a token, on others {teacher_nats:.3f}"
+        trace.note("teacher check", f"on the student's rows the teacher has {losses}{means}")
     said = f"on held-out text the teacher has {teacher_nats:.3f} nats a token, its student without it {plain_nats:.3f}"
     if teacher_nats < plain_nats:
         trace.note("teacher check", said)
     else:
         trace.warning(f"{said}: there is nothing to learn from this teacher; give it more text, or another one")
+
+
+def _training_nats(labels: LabelStore | None) -> float | None:
+    """The teacher's cross-entropy on the rows of a label store, None if it doesn't tell."""
+    logprobs_P = None if labels is None else labels.true_logprobs
+    return None if logprobs_P is None or not len(logprobs_P) else -float(logprobs_P.mean(dtype="float64"))
 
 
 def _capture_s(labels: Path, trace: Trace) -> float:
