@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("which", nargs="*", default=["distill-8k"])
     parser.add_argument("--folder", type=Path, default=Path("runs"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--trl-python", type=Path)
     asked = parser.parse_args()
@@ -52,7 +53,7 @@ def _lines(asked: argparse.Namespace) -> Iterable[dict[str, Any]]:
     recipe, folder = asked.which[0], asked.folder / asked.which[0]
     match asked.what:
         case "curve":
-            return measure(recipe, folder, range(asked.seeds))
+            return measure(recipe, folder, range(asked.first_seed, asked.seeds))
         case "bytes":
             return measure_bytes(recipe, folder)
         case "grid":

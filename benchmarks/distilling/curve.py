@@ -44,7 +44,7 @@ WAYS: tuple[str, ...] = (
     "head-4-tail-12",
     "priority-12",
 )
-_WARM_STEPS, _ANGLE_BATCHES, _TEST_ROWS = 60, 12, 600
+_WARM_STEPS, _ANGLE_BATCHES, _VALIDATION_ROWS, _TEST_ROWS = 60, 12, 200, 600
 
 
 def measure(recipe: str, folder: Path, seeds: range) -> Iterator[dict[str, Any]]:
@@ -139,14 +139,12 @@ def learn(prepared: Prepared, text: PackedSequences, labels: Any, scratch: Path,
     """Train the recipe's student and measure its best epoch on the test rows."""
     settings, precision = prepared.recipe.student, resolve_precision("auto", "cpu")
     student = fresh_student(prepared, seed)
+    held_out = prepared.text("validation").first(_VALIDATION_ROWS)
     training = Training(
         who="student",
         model=student,
         text=TrainingText(text, labels),
-        validation=TrainingText(
-            prepared.text("validation"),
-            Online(prepared, prepared.text("validation"), precision=precision),  # type: ignore[arg-type]
-        ),
+        validation=TrainingText(held_out, Online(prepared, held_out, precision=precision)),  # type: ignore[arg-type]
         objective=Objective([CrossEntropy() if labels is None else ForwardKl()]),
         settings=settings,
         seed=seed,

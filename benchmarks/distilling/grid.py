@@ -29,8 +29,8 @@ from potstill.train.student import train_student
 
 __all__ = ["measure_grid"]
 
-SIZES = (1_250_000, 2_500_000, 5_000_000)
-ROWS = (1_000, 4_000)
+SIZES = (750_000, 1_250_000, 2_500_000)
+ROWS = (750, 3_000)
 _EPOCHS, _DRAWS, _RESAMPLES = 4, 16, 2_000
 
 

@@ -11,7 +11,7 @@ from potstill.stages import stage_fingerprint, stages_of
 
 __all__ = ["Prepared", "prepare"]
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[2] / "recipes")
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,11 @@ class Prepared:
 
 
 def prepare(name: str, folder: Path) -> Prepared:
-    """Run the stages data and teacher of ``recipes/NAME.yaml`` in ``folder``, unless they were run there before."""
-    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    """Run the stages data and teacher of a recipe in ``folder``, unless they were run there before.
+
+    ``name`` is that of a file in the recipes of the benchmarks or of the project.
+    """
+    recipe = load_recipe(next(path for folder in RECIPES if (path := folder / f"{name}.yaml").exists()))
     folder.mkdir(parents=True, exist_ok=True)
     trace = Trace(folder / "trace.jsonl")
     fingerprints: dict[str, str] = {}

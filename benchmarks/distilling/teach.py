@@ -60,8 +60,9 @@ class Online:
         if self.estimate is None:
             return dense
         estimate, per_position = self.estimate
-        as_many = Sampled(draws=per_position, sampling="multinomial")
-        uniforms_PU = torch.from_numpy(uniforms_of(self.text, rows_B, as_many, self.seed))
+        one_each = uniforms_of(self.text, rows_B, Sampled(draws=1), self.seed)[:, 0].tolist()
+        generators = (np.random.default_rng(int(uniform * 2**53)) for uniform in one_each)
+        uniforms_PU = torch.from_numpy(np.stack([generator.random(per_position) for generator in generators]))
         return estimate(dense.logprobs_PV, uniforms_PU)
 
 
