@@ -87,6 +87,16 @@ def test_the_configuration_is_one_that_the_package_accepts(make_family, make_qua
     assert told["format"] == ("pack-quantized" if group else "int-quantized")
 
 
+@pytest.mark.parametrize(("group", "strategy"), [(32, "group"), (0, "channel")])
+def test_rows_of_32_columns_are_one_group_or_one_scale_per_row_as_the_scheme_says(
+    make_family, make_quantized, tmp_path, group, strategy
+):
+    written, told = export(make_quantized(make_family("narrow"), 8, group), tmp_path / "m")
+    (entry,) = told["config_groups"].values()
+    assert (entry["weights"]["strategy"], entry["input_activations"] is None) == (strategy, bool(group))
+    assert written["model.layers.0.mlp.up_proj.weight_scale"].shape == (256, 1)
+
+
 def test_transformers_alone_loads_it(make_family, make_quantized, tmp_path):
     """No part of potstill between: the weights that from_pretrained gives are codes times scales, to the bit."""
     source = make_quantized(make_family("qwen2"), 4, 32)

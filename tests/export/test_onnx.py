@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections import Counter
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from potstill.export.onnx import export_onnx
 from potstill.export.settings import OnnxExport
 from potstill.export.stage import export_variants
 from potstill.model.weights import CodedTensor, Weights
-from potstill.quantize.settings import Float16
+from potstill.quantize.settings import Float16, Int8Channel, Keep
 from potstill.quantize.stage import quantize_model
 from potstill.runtime.table import open_engine
 
@@ -73,6 +74,36 @@ def test_rows_of_a_weight_kept_head_by_head_are_only_put_in_order(make_family, m
     np.testing.assert_array_equal(
         found.scales_OG.reshape(3, 4, 32, 4), chosen.scales_OG.reshape(4, 3, 32, 4).swapaxes(0, 1)
     )
+
+
+def products(folder):
+    """How many nodes of each kind multiply."""
+    kinds = Counter(node.op_type for node in onnx.load(folder / "model.onnx").graph.node)
+    return {kind: kinds[kind] for kind in ("MatMulNBits", "MatMulInteger", "MatMul") if kinds[kind]}
+
+
+@pytest.mark.parametrize(
+    ("group", "expected"),
+    [(32, {"MatMulNBits": 3 * 7 + 1}), (0, {"MatMulInteger": 3 * 7, "MatMul": 1})],
+)
+def test_rows_of_32_columns_are_one_group_or_one_scale_per_row_as_the_scheme_says(
+    make_family, make_quantized, tmp_path, group, expected
+):
+    """Codes and scales have the same shapes in both; only W8A8 rounds activations per token, and not the head's."""
+    source = make_quantized(make_family("narrow"), 8, group)
+    assert Weights(source).read_coded("model.layers.0.mlp.up_proj.weight").scales_OG.shape == (256, 1)
+    export(source, tmp_path / "m.onnx", "int8")
+    assert products(tmp_path / "m.onnx") == expected
+
+
+def test_what_a_w8a8_scheme_keeps_finer_is_in_groups_even_where_a_row_is_one_group(make_family, tmp_path):
+    keep = (Keep(tensors="*.up_proj.weight", dtype="int8"), Keep(tensors="*.0.mlp.gate_proj.weight"))
+    quantize_model(Int8Channel(keep=keep), make_family("narrow"), tmp_path / "kept", Trace())
+    weights = Weights(tmp_path / "kept")
+    assert len(weights.integer_products) == 3 * 7 - 4
+    assert not any("up_proj" in name for name in weights.integer_products)
+    export(tmp_path / "kept", tmp_path / "m.onnx", "int8-channel")
+    assert products(tmp_path / "m.onnx") == {"MatMulNBits": 3, "MatMulInteger": 3 * 7 - 4, "MatMul": 2}
 
 
 @pytest.mark.parametrize(("dtype", "type_"), [("float32", TensorProto.FLOAT), ("bfloat16", TensorProto.BFLOAT16)])

@@ -131,9 +131,7 @@ def unpack_int32(words_OW: NDArray[np.int32], bits: int, columns: int) -> NDArra
 
 
 def _kind_of(coded: CodedTensor) -> _Kind:
-    groups = coded.scales_OG.shape[1]
-    per_row = groups == 1 and coded.bits == 8
-    return _Kind(coded.bits, 0 if per_row else coded.codes_OI.shape[1] // groups)
+    return _Kind(coded.bits, 0 if coded.per_row else coded.codes_OI.shape[1] // coded.scales_OG.shape[1])
 
 
 def _entries(module: str, coded: CodedTensor) -> dict[str, Tensor]:

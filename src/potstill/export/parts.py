@@ -3,6 +3,8 @@
 Shapes: O rows (outputs) of a weight, I columns (inputs).
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -59,7 +61,7 @@ class Parts:
             order_O = self._rows_of_qkv()
             if isinstance(stored, Tensor):
                 return stored[torch.from_numpy(order_O)]
-            return CodedTensor(stored.codes_OI[order_O], stored.scales_OG[order_O], stored.bits)
+            return replace(stored, codes_OI=stored.codes_OI[order_O], scales_OG=stored.scales_OG[order_O])
         return stored
 
     def bias(self, role: str, block: int | None = None) -> NDArray[np.float32] | None:

@@ -24,7 +24,7 @@ from potstill.quantize.encode import Encoded, encode_blocks, encode_coded, squar
 from potstill.quantize.folding import folds_of
 from potstill.quantize.methods import CODED, BlockWork, needs_hessian, round_linear, scale_inputs
 from potstill.quantize.parts import Part, WorkSoFar
-from potstill.quantize.placement import Placement
+from potstill.quantize.placement import Placement, grid_of
 from potstill.quantize.settings import Awq, Calibrated, Int8Channel, Scheme, SmoothQuant
 from potstill.quantize.statistics import Observer
 from potstill.quantize.streaming import HiddenStates, StreamedModel, batches
@@ -124,7 +124,7 @@ class CalibratedBlocks:
         module = self._model.fill(block, tensors)
         seen = self._observe(block, hidden)
         entries, facts = self._round(block, tensors, placed, seen)
-        hooks = self._round_activations(block, entries)
+        hooks = self._round_activations(block, placed)
         _assign(module, {name: encoded.back for name, encoded in entries.items()}, self._model.prefix(block))
         self._pass_on(block, hidden)
         for hook in hooks:
@@ -211,12 +211,12 @@ class CalibratedBlocks:
         made, facts = round_linear(self._method, work, path)
         return encode_coded(name, made) if isinstance(made, CodedTensor) else encode_blocks(name, made), facts
 
-    def _round_activations(self, block: int, entries: Mapping[str, Encoded]) -> list[Any]:
-        """In a W8A8 scheme, let the block's coded linears see rounded inputs, as the runtime will."""
+    def _round_activations(self, block: int, placed: Mapping[str, Placement]) -> list[Any]:
+        """In a W8A8 scheme, let the block's linears with a scale per row see rounded inputs, as the runtime will."""
         if not self._integer_products:
             return []
         linears = self._model.linears(block)
-        return [round_inputs(linears[name]) for name in linears if f"{name}.codes" in entries[name].entries]
+        return [round_inputs(linears[name]) for name in linears if placed[name].grid == grid_of(Int8Channel())]
 
     def _pass_on(self, block: int, hidden: HiddenStates) -> None:
         with self._hidden(block + 1).writing() as write:
