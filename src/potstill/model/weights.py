@@ -131,7 +131,7 @@ class Weights:
         self.tied = bool(self.config.get("tie_word_embeddings", False))
         if self.tied and _EMBEDDING in self.names:
             self._file_of = {key: file for key, file in self._file_of.items() if not key.startswith(_HEAD)}
-        elif _EMBEDDING in self.names and _HEAD not in self.names:
+        elif _EMBEDDING in self.names and not any(name.startswith(_HEAD) for name in self.names):
             raise InputError(
                 f"{_HEAD} is missing, and config.json doesn't tie it to the embeddings",
                 where=str(directory),
