@@ -100,7 +100,7 @@ def export_compressed_tensors(
         planned[name] = _floats(weights, name)
         plain += [module] if len(planned[name].shape) == 2 else []
         if weights.is_coded(name):
-            trace.fallback(f"{out_dir.name}: {name} stands in float32: transformers reads no embeddings as codes")
+            trace.fallback(f"{name} stands in float32: transformers reads no embeddings as codes")
     with replacing_folder(out_dir) as temporary:
         write_one_by_one(planned, temporary / "model.safetensors", {"format": "pt"})
         copy_companions(source_dir, temporary)

@@ -155,9 +155,7 @@ def _stored_type(
     else:
         wanted = _TYPES[dtype]
     if wanted in {GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0} and shape[1] % _GROUP:
-        trace.fallback(
-            f"{name} has {shape[1]} columns, no multiple of {_GROUP}: float16 in the GGUF file, not {wanted.name}"
-        )
+        trace.fallback(f"{name} has {shape[1]} columns, no multiple of {_GROUP}: float16, not {wanted.name}")
         return GGMLQuantizationType.F16
     return wanted
 

@@ -34,6 +34,7 @@ from potstill.model.directory import check_config, weight_files
 
 __all__ = [
     "CODES",
+    "OTHER_NAMES",
     "QUANTIZED_FILE",
     "SCALES",
     "CodedTensor",
@@ -56,7 +57,7 @@ _DTYPES: Mapping[str, str] = MappingProxyType({"F32": "float32", "F16": "float16
 _CONV1D = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 _IN_BLOCK = re.compile(r"(?:^|\.)(?:layers|h)\.\d+\.")
 _HEAD = "lm_head.weight"
-_OTHER_NAMES = {"embed_out.weight": _HEAD}
+OTHER_NAMES = {"embed_out.weight": _HEAD}
 """Names that files of GPT-NeoX have and its model hasn't."""
 _EMBEDDING = "model.embed_tokens.weight"
 
@@ -272,7 +273,7 @@ def load_quantized(directory: Path) -> Any:  # noqa: ANN401 - a transformers mod
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415 - others read weights without it
 
     weights = Weights(directory)
-    state = {_OTHER_NAMES.get(name, name): weights.read(name).float() for name in weights.names}
+    state = {OTHER_NAMES.get(name, name): weights.read(name).float() for name in weights.names}
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
     auto: Any = AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):

@@ -47,6 +47,12 @@ class CalibrationText:
         """Tokens that are no padding."""
         return int(self.lengths_N.sum())
 
+    def first(self, num_tokens: int) -> "CalibrationText":
+        """About ``num_tokens`` tokens of it: rows spread evenly, at least one, all where there are no more."""
+        num_rows = min(len(self.lengths_N), max(1, round(num_tokens * len(self.lengths_N) / max(1, self.num_tokens))))
+        rows_N = np.linspace(0, len(self.lengths_N) - 1, num_rows).round().astype(np.int64)
+        return CalibrationText(self.tokens_NT[rows_N], self.lengths_N[rows_N])
+
     @property
     def fingerprint(self) -> str:
         """Hexadecimal sha256 of the rows."""
