@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
@@ -17,8 +18,10 @@ from potstill.core.errors import InputError, ResourceError
 from potstill.core.trace import Trace
 from potstill.export import onnx_graph
 from potstill.export.onnx import export_onnx
+from potstill.export.onnx_linear import linear
 from potstill.export.settings import OnnxExport
 from potstill.export.stage import export_variants
+from potstill.model.activations import rounded_per_token
 from potstill.model.weights import CodedTensor, Weights
 from potstill.quantize.settings import Float16, Int8Channel, Keep
 from potstill.quantize.stage import quantize_model
@@ -212,3 +215,24 @@ def test_what_a_killed_try_left_is_removed(make_family, tmp_path):
     (tmp_path / ".student-float32.onnx.01234567.partial" / "model.onnx").write_bytes(b"half")
     export_variants([OnnxExport()], {"student-float32": make_family("llama")}, tmp_path, Trace())
     assert [path.name for path in tmp_path.iterdir()] == ["student-float32.onnx"]
+
+
+@pytest.mark.parametrize("columns", [32, 172, 1024])
+def test_a_w8a8_product_is_exact_in_integers_and_saturates_nowhere(tmp_path, columns):
+    """Extreme codes in long rows included, the product is that of float64 on the same codes, to float32 rounding."""
+    generator = np.random.default_rng(0)
+    codes_OI = generator.integers(-127, 128, (48, columns)).astype(np.int8)
+    codes_OI[0], codes_OI[1] = 127, -127
+    scales_OG = generator.uniform(0.001, 0.002, (48, 1)).astype(np.float16)
+    inputs_BTI = generator.normal(size=(2, 9, columns)).astype(np.float32)
+    inputs_BTI[0, 0], inputs_BTI[0, 1], inputs_BTI[0, 2] = 1.0, -1.0, 0.0
+    graph = onnx_graph.OnnxGraph()
+    given = graph.input("x", TensorProto.FLOAT, ["batch", "tokens", columns])
+    weight = CodedTensor(codes_OI, scales_OG, per_row=True)
+    graph.output(linear(graph, "w", given, weight, "int8"), "y", TensorProto.FLOAT, ["batch", "tokens", 48])
+    graph.write(tmp_path / "m.onnx", {})
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    (found_BTO,) = session.run(["y"], {"x": inputs_BTI})
+    rounded_BTI = rounded_per_token(torch.from_numpy(inputs_BTI)).double().numpy()
+    expected_BTO = rounded_BTI @ (codes_OI.astype(np.float64) * scales_OG.astype(np.float64)).T
+    np.testing.assert_allclose(found_BTO, expected_BTO, rtol=1e-5, atol=1e-6 * np.abs(expected_BTO).max())
