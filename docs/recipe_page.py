@@ -35,6 +35,7 @@ potstill plan recipes/quickstart.yaml --set 'data.source={kind: files, paths: [m
 Where a key offers several kinds, write the one you want as `kind`, and its own keys beside it.
 """
 
+SENSITIVE = "linears that stay finer for suffering most from rounding, by measurement; a bare number means float16"
 MEANINGS = {
     "Recipe.name": "what the run is called; its directory is runs/NAME unless --out says otherwise",
     "Recipe.seed": "seed of every random draw: the same recipe gives the same bytes on a CPU",
@@ -126,6 +127,14 @@ MEANINGS = {
     "Int4.keep": "matrices that stay finer, by pattern",
     "KQuant3.keep": "matrices that stay finer, by pattern",
     "KQuant2.keep": "matrices that stay finer, by pattern",
+    "Int8.keep_sensitive": SENSITIVE,
+    "Int8Channel.keep_sensitive": SENSITIVE,
+    "Int4.keep_sensitive": SENSITIVE,
+    "KQuant3.keep_sensitive": SENSITIVE,
+    "KQuant2.keep_sensitive": SENSITIVE,
+    "KeepSensitive.linears": "how many",
+    "KeepSensitive.dtype": "what they are stored in instead",
+    "KeepSensitive.calibration_tokens": "how many tokens of the training rows are measured on",
     "Keep.tensors": "a name as in the model's safetensors; `*` stands for anything",
     "Keep.dtype": "what they are stored in instead",
     "OnnxExport.activations": "what products of quantized weights read: rounded inputs, or inputs as they are",

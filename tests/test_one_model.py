@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from potstill.cli import main
 from potstill.core.errors import InputError, RecipeError, ResourceError
 from potstill.data.settings import Files
+from potstill.export.llama_layout import gguf_name, llama_facts
 from potstill.export.settings import CompressedTensorsExport, GgufExport, OnnxExport, OpenvinoExport
 from potstill.model.weights import Weights
 from potstill.one_model import QuantizeSettings, quantize_one_model
@@ -69,6 +70,10 @@ def exit_code(*arguments):
         return ended.code
 
 
+def num_blocks(model):
+    return json.loads((model / "config.json").read_text())["num_hidden_layers"]
+
+
 def copied(model, tmp_path):
     return Path(shutil.copytree(model, tmp_path / "copy"))
 
@@ -89,12 +94,27 @@ def test_the_verb_quantizes_with_text_and_writes_a_file_that_llama_cpp_runs(mode
         assert len(engine.generate([0, 5], 4)) == 4
 
 
+def test_linears_that_suffer_most_are_kept_in_every_file(model, text, tmp_path, capsys):
+    arguments = ["--scheme", "int4", "--keep-sensitive", "2", "--data", str(text), "--out", str(tmp_path), "--json"]
+    assert exit_code("quantize", str(model), *arguments) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["label"] == "int4-sensitive2"
+    told = json.loads((Path(summary["directory"]) / "sensitivity.json").read_text())
+    dearest = sorted(told, key=told.get)[-2:]
+    types = {tensor.name: tensor.tensor_type for tensor in GGUFReader(summary["files"][0]["path"]).tensors}
+    facts = llama_facts(json.loads((model / "config.json").read_text()), "")
+    assert {types[gguf_name(name, facts)] for name in dearest} == {GGMLQuantizationType.F16}
+    assert list(types.values()).count(GGMLQuantizationType.F16) == 2
+
+
 def test_strict_turns_a_fallback_into_exit_code_6(model, tmp_path, capsys):
     arguments = ["quantize", str(model), "--scheme", "q3_k", "--out", str(tmp_path)]
     assert exit_code(*arguments, "--strict") == 6
     assert exit_code(*arguments) == 0
     told = capsys.readouterr().err
-    assert "128 columns, no multiple of 256: kept in int4" in told
+    assert "small_llama-q3_k: model.embed_tokens.weight has 128 columns, no multiple of 256: kept in int4" in told
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert len(summary["fallbacks"]) == summary["files"][0]["fallbacks"] == 1 + 6 * num_blocks(model)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +124,8 @@ def test_strict_turns_a_fallback_into_exit_code_6(model, tmp_path, capsys):
         (["--scheme", "int4", "--group", "64"], 2, "group"),
         (["--scheme", "float16", "--group", "32"], 2, "unknown key"),
         (["--scheme", "int4", "--method", "gptk"], 2, "gptk"),
-        (["--scheme", "int4", "--method", "gptq"], 2, "add --data FILE"),
+        (["--scheme", "int4", "--method", "gptq"], 2, "method gptq looks at text"),
+        (["--scheme", "int4", "--keep-sensitive", "2"], 2, "keep_sensitive looks at text"),
         (["--scheme", "int4", "--format", "gguff"], 2, "gguff"),
         (["--scheme", "int4", "--keep", "lm_heat*"], 2, "matches no matrix"),
         (["--scheme", "int4", "--method", "gptq", "--data", "nowhere.txt"], 3, "nowhere.txt"),

@@ -361,6 +361,8 @@ def test_calibrated_schemes_read_the_recipe_s_text_and_each_variant_has_its_row(
         "student-int4-gptq",
     ]
     assert any("tokens to calibrate on" in text for text in summary["fallbacks"]), "fewer than the 65,536 asked for"
+    made = {row["name"]: row["fallbacks"] for row in summary["models"] if row["name"].startswith("student")}
+    assert made == {"student": 0, "student-int8": 0, "student-int4": 0, "student-int4-gptq": 1}
     directory = next((folder / "calibrated" / "stages").glob("*-quantize")) / "student-int4-gptq"
     told = json.loads((directory / "calibration.json").read_text())
     assert {facts["tokens"] for facts in told["linears"].values()} == {told["tokens"]}

@@ -62,6 +62,7 @@ def test_the_closing_table_is_whole_on_every_terminal(summary, width, monkeypatc
         assert figure in line
     assert "…" not in text
     assert ("1.23M" in line) == (width == 120)
+    assert text.splitlines()[-1] == "quickstart: 171.2 s, at most 1,234 MB of memory, 1 warning, no fallbacks"
 
 
 def test_stages_and_epochs_are_shown_when_asked_for(summary, monkeypatch):

@@ -200,6 +200,7 @@ def quantize(  # noqa: PLR0913 - an option each
     group: verb_quantize.Group = None,
     method: verb_quantize.Method = None,
     keep: verb_quantize.Keep = None,
+    keep_sensitive: verb_quantize.KeepSensitive = None,
     format: verb_quantize.Format = "gguf",  # noqa: A002 - the option is called so
     data: verb_quantize.Data = None,
     calibration_tokens: verb_quantize.CalibrationTokens = None,

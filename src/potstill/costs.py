@@ -16,7 +16,7 @@ from potstill.distill.settings import hidden_states_of
 from potstill.labels.settings import Dense, LabelKind, Sampled
 from potstill.model.shapes import shape_for_budget
 from potstill.quantize.memory import peak_bytes
-from potstill.quantize.settings import calibration_of, label_of
+from potstill.quantize.settings import calibration_of, keep_sensitive_of, label_of
 from potstill.recipe import Recipe
 from potstill.train.settings import LoadedTeacher, TrainedTeacher, twins_wanted
 
@@ -44,6 +44,7 @@ _BYTES_PER_WEIGHT = {
     "q3_k": 110 / 256,
     "q2_k": 84 / 256,
 }
+_LINEARS_PER_BLOCK = 7
 _S_OF_DATA, _S_PER_MODEL = 15.0, 8.0
 
 
@@ -186,7 +187,11 @@ def _quantize(recipe: Recipe, sizes: Sizes) -> Cost:
         for scheme in recipe.quantize
     )
     tokens = [method.calibration_tokens for scheme in recipe.quantize if (method := calibration_of(scheme))]
-    seconds = 1.0 + (2 if recipe.prune else 1) * 3 * sizes.reading_s(sizes.student, sum(tokens))
+    bases = 2 if recipe.prune else 1
+    measured = [one.calibration_tokens for scheme in recipe.quantize if (one := keep_sensitive_of(scheme))]
+    ways = _LINEARS_PER_BLOCK * shape.blocks // 2  # each linear's own way begins at its block
+    readings = 3 * sizes.reading_s(sizes.student, sum(tokens)) + ways * sizes.reading_s(sizes.student, sum(measured))
+    seconds = 1.0 + bases * readings
     return Cost(does, makes, None, disk, memory, seconds)
 
 

@@ -12,11 +12,11 @@ from potstill.core.durable import read_json, write_json
 from potstill.core.errors import RecipeError
 from potstill.core.memory import peak_memory_bytes, reset_peak_memory
 from potstill.core.settings import Settings
-from potstill.core.trace import Event, Trace, read_trace
+from potstill.core.trace import Event, Trace, num_fallbacks, read_trace, texts_told
 from potstill.data.settings import DataSettings, Files
 from potstill.export.settings import Export
 from potstill.pipeline import held_alone
-from potstill.quantize.settings import Calibrated, Scheme, calibration_of, label_of
+from potstill.quantize.settings import Scheme, calibration_of, label_of, text_tokens_of
 
 __all__ = ["QuantizeSettings", "quantize_one_model"]
 
@@ -49,25 +49,24 @@ def quantize_one_model(
     from potstill.model.directory import check_model, check_tokenizer, locate  # noqa: PLC0415
     from potstill.quantize.stage import quantize_model  # noqa: PLC0415
 
-    method = calibration_of(settings.scheme)
-    if method is not None and settings.data is None:
-        raise RecipeError(
-            f"method {label_of(settings.scheme).rpartition('-')[2]} looks at text, and there is none",
-            next_step="add --data FILE, or take --method rtn",
-        )
+    num_tokens = text_tokens_of(settings.scheme)
+    if num_tokens and settings.data is None:
+        method = calibration_of(settings.scheme)
+        what = "keep_sensitive" if method is None else f"method {type(method).model_fields['kind'].default}"
+        raise RecipeError(f"{what} looks at text, and there is none", next_step="add --data FILE, or take --method rtn")
     source = locate(model)
     check_model(source)
     check_exports(settings.export, read_json(source / "config.json"), str(source))
-    if settings.export or method is not None:
+    if settings.export or num_tokens:
         check_tokenizer(source)
     variant = f"{source.resolve().name.replace('-', '_')}-{label_of(settings.scheme)}"
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     with held_alone(out), interrupt.watching():
         (out / "trace.jsonl").unlink(missing_ok=True)
-        trace = Trace(out / "trace.jsonl", stage="quantize", listeners=listeners)
+        trace = Trace(out / "trace.jsonl", stage="quantize", listeners=listeners, tags={"variant": variant})
         reset_peak_memory()
-        text = None if method is None else _text_of(settings, method, source, trace)
+        text = _text_of(settings, num_tokens, source, trace) if num_tokens else None
         quantize_model(settings.scheme, source, out / variant, trace, text)
         export_variants(settings.export, {variant: out / variant}, out, trace.for_stage("export"))
         summary = _summary(settings, source, out, variant)
@@ -76,7 +75,7 @@ def quantize_one_model(
     return summary
 
 
-def _text_of(settings: QuantizeSettings, method: Calibrated, source: Path, trace: Trace) -> Any:  # noqa: ANN401
+def _text_of(settings: QuantizeSettings, num_tokens: int, source: Path, trace: Trace) -> Any:  # noqa: ANN401
     """Rows of the files, cut by the model's own tokenizer, as long as its context allows."""
     from potstill.data.packing import pack  # noqa: PLC0415
     from potstill.data.passages import BadInput  # noqa: PLC0415
@@ -97,30 +96,33 @@ def _text_of(settings: QuantizeSettings, method: Calibrated, source: Path, trace
         coder,
         tokens_per_row=min(_TOKENS_PER_ROW, context),
         shortest=_SHORTEST_ROW,
-        most_rows=max(1, method.calibration_tokens // _SHORTEST_ROW),
+        most_rows=max(1, num_tokens // _SHORTEST_ROW),
     )
-    return draw_text(packed.rows, method.calibration_tokens, trace)
+    return draw_text(packed.rows, num_tokens, trace)
 
 
 def _summary(settings: QuantizeSettings, source: Path, out: Path, variant: str) -> dict[str, Any]:
     events = read_trace(out / "trace.jsonl")
     metrics = {event["name"]: event["value"] for event in events if event["kind"] == "metric"}
-    told = {
-        kind: list(dict.fromkeys(str(event["value"]) for event in events if event["kind"] == kind))
-        for kind in ("warning", "fallback")
-    }
     files = sorted(path for path in out.glob(f"{variant}.*") if not path.name.endswith(".partial"))
     return {
         "model": str(source),
         "label": label_of(settings.scheme),
         "directory": str(out / variant),
-        "files": [{"path": str(path), "bytes": _bytes_of(path)} for path in files],
+        "files": [
+            {
+                "path": str(path),
+                "bytes": _bytes_of(path),
+                "fallbacks": num_fallbacks(events, variant, path.name.removeprefix(f"{variant}.")),
+            }
+            for path in files
+        ],
         "weights_bytes_before": metrics["weights_bytes_before"],
         "weights_bytes_after": metrics["weights_bytes_after"],
         "weight_error_relative": metrics["weight_error_relative"],
         "calibration_tokens": metrics.get("calibration_tokens"),
-        "warnings": told["warning"],
-        "fallbacks": told["fallback"],
+        "warnings": texts_told(events, "warning"),
+        "fallbacks": texts_told(events, "fallback"),
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from potstill.core.artefact import fingerprint_of
 from potstill.core.trace import Trace
 from potstill.data.settings import TeacherTokenizer
-from potstill.quantize.settings import calibration_of, label_of
+from potstill.quantize.settings import label_of, text_tokens_of
 from potstill.recipe import Recipe
 from potstill.train.settings import LoadedTeacher, TrainedTeacher
 
@@ -194,13 +194,14 @@ def _quantize(recipe: Recipe) -> Stage | None:
 
         for base, stage in _bases(recipe).items():
             for scheme in recipe.quantize:
-                method = calibration_of(scheme)
-                text = draw_text(load_rows(inputs["data"]), method.calibration_tokens, trace) if method else None
-                quantize_model(scheme, inputs[stage] / "model", out / f"{base}-{label_of(scheme)}", trace, text)
+                name, num_tokens = f"{base}-{label_of(scheme)}", text_tokens_of(scheme)
+                told = trace.about(variant=name)
+                text = draw_text(load_rows(inputs["data"]), num_tokens, told) if num_tokens else None
+                quantize_model(scheme, inputs[stage] / "model", out / name, told, text)
 
     settings = {"schemes": [_json(scheme) for scheme in recipe.quantize]}
     inputs = _base_inputs(recipe)
-    if any(calibration_of(scheme) for scheme in recipe.quantize):
+    if any(text_tokens_of(scheme) for scheme in recipe.quantize):
         inputs["data"] = "01-data"
     return Stage("06-quantize", "round", settings, inputs, run, code_version=2)
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from potstill.core.artefact import Manifest
 from potstill.core.durable import read_json
-from potstill.core.trace import Event
+from potstill.core.trace import Event, num_fallbacks, texts_told
 from potstill.recipe import Recipe
 from potstill.stages import Stage
 
-__all__ = ["latest_events", "summarise"]
+__all__ = ["latest_events", "summarise", "with_fallbacks"]
 
 
 def summarise(
@@ -23,6 +23,7 @@ def summarise(
 ) -> dict[str, Any]:
     """The keys of summary.json; ``seconds`` is what making all stages took, whenever that was."""
     told = {stage.name: latest_events(events, stage.name) for stage in stages}
+    everything = [event for stage in told.values() for event in stage]
     directories = {stage.name: out / "stages" / stage.name for stage in stages}
     return {
         "recipe": recipe.name,
@@ -31,7 +32,7 @@ def summarise(
         "stages": [_stage(stage, done[stage.name], told[stage.name], cached=cached[stage.name]) for stage in stages],
         "data": read_json(directories["01-data"] / "data.json"),
         "training": _training(directories),
-        "models": _optional(directories, "08-evaluate", "models.json", []),
+        "models": with_fallbacks(_optional(directories, "08-evaluate", "models.json", []), everything),
         "labels": _optional(directories, "03-labels", "labels.json", None),
         "label_example": _optional(directories, "03-labels", "example.json", None),
         "twin": _optional(directories, "08-evaluate", "twin.json", None),
@@ -41,8 +42,8 @@ def summarise(
         "predictions": _optional(directories, "08-evaluate", "predictions.json", []),
         "prune": _optional(directories, "05-prune", "prune.json", None),
         "versions": done["01-data"].versions,
-        "warnings": [*recipe.doubts, *_texts(told, "warning")],
-        "fallbacks": _texts(told, "fallback"),
+        "warnings": [*recipe.doubts, *texts_told(everything, "warning")],
+        "fallbacks": texts_told(everything, "fallback"),
     }
 
 
@@ -75,9 +76,20 @@ def _examples(events: Sequence[Event], side: str) -> list[dict[str, Any]]:
     return [{"what": what, **value} for what, value in latest.items()]
 
 
-def _texts(told: Mapping[str, Sequence[Event]], kind: str) -> list[str]:
-    texts = [str(event["value"]) for events in told.values() for event in events if event["kind"] == kind]
-    return list(dict.fromkeys(texts))
+def with_fallbacks(rows: Sequence[Mapping[str, Any]], events: Sequence[Event]) -> list[dict[str, Any]]:
+    """The rows of ``models``, each with how many fallbacks it took to make it.
+
+    The file of a base's float32 weights shares the base's name, and is the variant NAME-float32.
+    """
+    return [
+        {
+            **row,
+            "fallbacks": sum(
+                num_fallbacks(events, variant, row["format"]) for variant in (row["name"], f"{row['name']}-float32")
+            ),
+        }
+        for row in rows
+    ]
 
 
 def _training(directories: Mapping[str, Path]) -> dict[str, Any]:

@@ -33,7 +33,9 @@ def print_summary(console: Console, summary: Mapping[str, Any], *, stages: bool)
         for text in summary[kind]:
             console.print(Text(f"! {kind[:-1]}: {visible(text)}", style="yellow"))
     memory = megabytes(summary["peak_memory_bytes"])
-    console.print(Text(f"{visible(summary['recipe'])}: {summary['seconds']:.1f} s, at most {memory} MB of memory"))
+    told = ", ".join(_times(len(summary[kind]), kind[:-1]) for kind in ("warnings", "fallbacks"))
+    cost = f"{summary['seconds']:.1f} s, at most {memory} MB of memory"
+    console.print(Text(f"{visible(summary['recipe'])}: {cost}, {told}"))
 
 
 def print_plan(console: Console, plan: Mapping[str, Any]) -> None:
@@ -119,6 +121,10 @@ def _model_cells(row: Mapping[str, Any]) -> Sequence[str]:
         count(row.get("prefill_tokens_per_s")),
         count(row.get("decode_tokens_per_s")),
     )
+
+
+def _times(number: int, what: str) -> str:
+    return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
 
 
 def _cell(value: object) -> str:

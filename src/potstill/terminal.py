@@ -16,7 +16,7 @@ from rich.padding import Padding
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.text import Text
 
-from potstill.core.trace import Event
+from potstill.core.trace import Event, sentence_of
 
 __all__ = [
     "MISSING",
@@ -99,7 +99,7 @@ class LiveListener:
         elif kind == "note" and event.get("model") == stage_name(event["stage"]):
             self._note = _observation(event)
         elif kind in {"warning", "fallback"}:
-            line = Text.assemble((f"{_WARNING} ", "bold yellow"), (f"{kind}: ", "yellow"), visible(value))
+            line = Text.assemble((f"{_WARNING} ", "bold yellow"), (f"{kind}: ", "yellow"), visible(sentence_of(event)))
             self._console.print(line)
 
     def _advance(self, what: str, value: Mapping[str, Any], unit: str) -> None:
@@ -150,7 +150,7 @@ class PlainListener:
         elif kind == "note":
             self._write(f"    {_observation(event)}")
         elif kind in {"warning", "fallback"}:
-            self._write(f"{kind}: {visible(value)}")
+            self._write(f"{kind}: {visible(sentence_of(event))}")
 
     def _write(self, line: str) -> None:
         self._stream.write(line + "\n")

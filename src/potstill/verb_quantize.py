@@ -19,6 +19,10 @@ Keep = Annotated[
     list[str] | None,
     typer.Option("--keep", metavar="PATTERN", help="Matrices that stay float16, by name; may be repeated."),
 ]
+KeepSensitive = Annotated[
+    int | None,
+    typer.Option("--keep-sensitive", metavar="N", min=1, help="Keep the N linears that suffer most, in float16."),
+]
 Format = Annotated[
     str, typer.Option("--format", help="File formats, with commas between: gguf, onnx, openvino, compressed-tensors.")
 ]
@@ -59,6 +63,8 @@ def _settings_of(options: Mapping[str, Any]) -> dict[str, Any]:
         scheme["group"] = options["group"]
     if options["keep"]:
         scheme["keep"] = options["keep"]
+    if options["keep_sensitive"] is not None:
+        scheme["keep_sensitive"] = options["keep_sensitive"]
     tokens = options["calibration_tokens"]
     if options["method"] is not None or tokens is not None:
         method = {"kind": options["method"] or "rtn"}

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from potstill.core.errors import InputError
-from potstill.core.trace import Trace, read_trace
+from potstill.core.trace import Trace, num_fallbacks, read_trace, texts_told
 
 
 def test_what_is_told_is_read_back(tmp_path):
@@ -52,3 +52,23 @@ def test_lone_surrogates_do_not_stop_the_trace(tmp_path):
     """Text is hostile input: half a surrogate pair can't be written as UTF-8, and must not end a run."""
     Trace(tmp_path / "t").note("text", "a\ud800b")
     assert read_trace(tmp_path / "t")[0]["value"].startswith("a")
+
+
+def test_fallbacks_are_counted_for_the_variant_and_format_that_they_are_about(tmp_path):
+    """One told by who makes a variant counts in every format of it; the same sentence twice is one fallback."""
+    trace = Trace(tmp_path / "t")
+    trace.fallback("about the whole run")
+    trace.about(variant="a-int4").fallback("has 172 columns")
+    trace.about(variant="b-int4").fallback("has 172 columns")
+    trace.about(variant="a-int4", format="gguf").fallback("float16")
+    trace.about(variant="a-int4", format="gguf").fallback("float16")
+    trace.about(variant="a-int4", format="gguf").warning("no fallback")
+    events = read_trace(tmp_path / "t")
+    assert texts_told(events, "fallback") == [
+        "about the whole run",
+        "a-int4: has 172 columns",
+        "b-int4: has 172 columns",
+        "a-int4.gguf: float16",
+    ]
+    counts = [num_fallbacks(events, *about) for about in (("a-int4", "gguf"), ("a-int4", "onnx"), ("b-int4", None))]
+    assert counts == [2, 1, 1]

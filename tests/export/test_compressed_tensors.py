@@ -2,6 +2,7 @@
 
 import json
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -66,14 +67,55 @@ def test_embeddings_are_floats_that_hold_codes_times_scales_exactly_and_the_trac
     name = "model.embed_tokens.weight"
     np.testing.assert_array_equal(written[name].numpy(), dequantize(Weights(source).read_coded(name)))
     told = [event["value"] for event in events if event["kind"] == "fallback"]
-    assert told == [f"m: {name} stands in float32: compressed-tensors has codes for the blocks only"]
+    assert told == [f"{name} stands in float32: transformers reads no embeddings as codes"]
+
+
+@pytest.mark.parametrize(("bits", "group"), [(8, 32), (8, 0), (4, 128)])
+@pytest.mark.parametrize("family", ["llama-gqa", "gpt_neox"])
+def test_a_head_of_its_own_stands_as_codes_and_its_activations_are_never_rounded(
+    make_family, make_quantized, tmp_path, family, bits, group
+):
+    source = make_quantized(make_family(family), bits, group)
+    events = []
+    written, told = export(source, tmp_path / "m", events)
+    name = {"llama-gqa": "lm_head.weight", "gpt_neox": "embed_out.weight"}[family]
+    target = {"llama-gqa": "lm_head", "gpt_neox": "re:(lm_head|embed_out)$"}[family]
+    chosen = Weights(source).read_coded(name)
+    codes_OI = unpack_int32(written[f"{name}_packed"].numpy(), bits, 128)
+    np.testing.assert_array_equal(codes_OI, chosen.codes_OI)
+    np.testing.assert_array_equal(written[f"{name}_scale"].numpy(), chosen.scales_OG)
+    assert told["ignore"] == []
+    rounded = {entry["targets"][0]: entry["input_activations"] is not None for entry in told["config_groups"].values()}
+    assert rounded == ({"Linear": False} if group else {"Linear": True, target: False})
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
+    model(input_ids=torch.zeros(1, 1, dtype=torch.int64))
+    np.testing.assert_array_equal(model.lm_head.weight.detach().numpy(), dequantize(chosen))
+    assert [event["value"] for event in events if event["kind"] == "fallback"] != []
+
+
+def test_no_more_than_a_tensor_is_in_memory(make_family, make_quantized, tmp_path, monkeypatch):
+    """Every tensor is read when its turn comes, and let go before the next one."""
+    source = make_quantized(make_family("llama-gqa"), 4, 32)
+    alive, most = [], []
+    read_coded = Weights.read_coded
+
+    def watched(self, name):
+        coded = read_coded(self, name)
+        alive.append(weakref.ref(coded.codes_OI))
+        most.append(sum(one() is not None for one in alive))
+        return coded
+
+    monkeypatch.setattr(Weights, "read_coded", watched)
+    export(source, tmp_path / "m")
+    assert len(most) > 3 * 3 * 7
+    assert max(most) <= 2, "the one that was read, and the one before until its name is taken"
 
 
 def test_weights_that_the_scheme_left_alone_are_named_in_ignore(make_family, make_quantized, tmp_path):
     """Columns of 172 aren't in groups of 32: those linears stay floats, and nobody looks for codes there."""
     source = make_quantized(make_family("odd"), 4, 32)
     _, told = export(source, tmp_path / "m")
-    assert told["ignore"] == ["lm_head", *(f"model.layers.{block}.mlp.down_proj" for block in range(3))]
+    assert told["ignore"] == [*(f"model.layers.{block}.mlp.down_proj" for block in range(3))]
     assert told["config_groups"]["group_0"]["targets"] == ["Linear"]
 
 
@@ -85,6 +127,16 @@ def test_the_configuration_is_one_that_the_package_accepts(make_family, make_qua
     assert (scheme.weights.num_bits, scheme.weights.group_size) == (bits, group or None)
     assert (scheme.input_activations is None) == bool(group)
     assert told["format"] == ("pack-quantized" if group else "int-quantized")
+
+
+@pytest.mark.parametrize(("group", "strategy"), [(32, "group"), (0, "channel")])
+def test_rows_of_32_columns_are_one_group_or_one_scale_per_row_as_the_scheme_says(
+    make_family, make_quantized, tmp_path, group, strategy
+):
+    written, told = export(make_quantized(make_family("narrow"), 8, group), tmp_path / "m")
+    (entry,) = told["config_groups"].values()
+    assert (entry["weights"]["strategy"], entry["input_activations"] is None) == (strategy, bool(group))
+    assert written["model.layers.0.mlp.up_proj.weight_scale"].shape == (256, 1)
 
 
 def test_transformers_alone_loads_it(make_family, make_quantized, tmp_path):

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from potstill.core.durable import sha256_of_file
 from potstill.core.errors import InputError
-from potstill.core.trace import Trace
+from potstill.core.trace import Trace, num_fallbacks, texts_told
 from potstill.export.gguf import export_gguf
 from potstill.export.gguf_blocks import pack_q8_0, unpack_q4_0, unpack_q8_0
 from potstill.export.llama_layout import gguf_name, llama_facts, permuted_for_rope
@@ -119,6 +119,19 @@ def test_columns_that_are_no_multiple_of_32_are_float16_and_the_trace_says_so(ma
         assert written["blk.0.ffn_down.weight"].tensor_type == GGMLQuantizationType.F16
         assert written["blk.0.ffn_up.weight"].tensor_type == GGMLQuantizationType.Q8_0
         assert sum(event["kind"] == "fallback" for event in events) == times, "told once, by who decides it"
+
+
+def test_a_w8a8_model_with_columns_of_172_tells_every_way_in_which_llama_cpp_differs(make_llama, tmp_path, events):
+    """A row of 172 codes has no place in blocks of 32: float16; and activations are rounded 32 at a time there."""
+    quantize_model(Int8Channel(), make_llama("odd172", intermediate_size=172), tmp_path / "made", Trace())
+    export_variants([GgufExport()], {"a-int8-channel": tmp_path / "made"}, tmp_path, Trace(listeners=[events.append]))
+    told = texts_told(events, "fallback")
+    assert len(told) == 3 + 1
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert f"a-int8-channel.gguf: {name} has 172 columns, no multiple of 32: float16, not Q8_0" in told
+    assert "a-int8-channel.gguf: activations are rounded to int8 with a scale per 32 columns" in told[-1]
+    assert num_fallbacks(events, "a-int8-channel", "gguf") == 4
+    assert num_fallbacks(events, "a-int8-channel", "onnx") == 0
 
 
 def test_packing_is_undone_by_unpacking():

@@ -3,9 +3,11 @@
 import json
 import shutil
 import sys
+from collections import Counter
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
@@ -16,10 +18,12 @@ from potstill.core.errors import InputError, ResourceError
 from potstill.core.trace import Trace
 from potstill.export import onnx_graph
 from potstill.export.onnx import export_onnx
+from potstill.export.onnx_linear import linear
 from potstill.export.settings import OnnxExport
 from potstill.export.stage import export_variants
+from potstill.model.activations import rounded_per_token
 from potstill.model.weights import CodedTensor, Weights
-from potstill.quantize.settings import Float16
+from potstill.quantize.settings import Float16, Int8Channel, Keep
 from potstill.quantize.stage import quantize_model
 from potstill.runtime.table import open_engine
 
@@ -73,6 +77,36 @@ def test_rows_of_a_weight_kept_head_by_head_are_only_put_in_order(make_family, m
     np.testing.assert_array_equal(
         found.scales_OG.reshape(3, 4, 32, 4), chosen.scales_OG.reshape(4, 3, 32, 4).swapaxes(0, 1)
     )
+
+
+def products(folder):
+    """How many nodes of each kind multiply."""
+    kinds = Counter(node.op_type for node in onnx.load(folder / "model.onnx").graph.node)
+    return {kind: kinds[kind] for kind in ("MatMulNBits", "MatMulInteger", "MatMul") if kinds[kind]}
+
+
+@pytest.mark.parametrize(
+    ("group", "expected"),
+    [(32, {"MatMulNBits": 3 * 7 + 1}), (0, {"MatMulInteger": 3 * 7, "MatMul": 1})],
+)
+def test_rows_of_32_columns_are_one_group_or_one_scale_per_row_as_the_scheme_says(
+    make_family, make_quantized, tmp_path, group, expected
+):
+    """Codes and scales have the same shapes in both; only W8A8 rounds activations per token, and not the head's."""
+    source = make_quantized(make_family("narrow"), 8, group)
+    assert Weights(source).read_coded("model.layers.0.mlp.up_proj.weight").scales_OG.shape == (256, 1)
+    export(source, tmp_path / "m.onnx", "int8")
+    assert products(tmp_path / "m.onnx") == expected
+
+
+def test_what_a_w8a8_scheme_keeps_finer_is_in_groups_even_where_a_row_is_one_group(make_family, tmp_path):
+    keep = (Keep(tensors="*.up_proj.weight", dtype="int8"), Keep(tensors="*.0.mlp.gate_proj.weight"))
+    quantize_model(Int8Channel(keep=keep), make_family("narrow"), tmp_path / "kept", Trace())
+    weights = Weights(tmp_path / "kept")
+    assert len(weights.integer_products) == 3 * 7 - 4
+    assert not any("up_proj" in name for name in weights.integer_products)
+    export(tmp_path / "kept", tmp_path / "m.onnx", "int8-channel")
+    assert products(tmp_path / "m.onnx") == {"MatMulNBits": 3, "MatMulInteger": 3 * 7 - 4, "MatMul": 2}
 
 
 @pytest.mark.parametrize(("dtype", "type_"), [("float32", TensorProto.FLOAT), ("bfloat16", TensorProto.BFLOAT16)])
@@ -181,3 +215,24 @@ def test_what_a_killed_try_left_is_removed(make_family, tmp_path):
     (tmp_path / ".student-float32.onnx.01234567.partial" / "model.onnx").write_bytes(b"half")
     export_variants([OnnxExport()], {"student-float32": make_family("llama")}, tmp_path, Trace())
     assert [path.name for path in tmp_path.iterdir()] == ["student-float32.onnx"]
+
+
+@pytest.mark.parametrize("columns", [32, 172, 1024])
+def test_a_w8a8_product_is_exact_in_integers_and_saturates_nowhere(tmp_path, columns):
+    """Extreme codes in long rows included, the product is that of float64 on the same codes, to float32 rounding."""
+    generator = np.random.default_rng(0)
+    codes_OI = generator.integers(-127, 128, (48, columns)).astype(np.int8)
+    codes_OI[0], codes_OI[1] = 127, -127
+    scales_OG = generator.uniform(0.001, 0.002, (48, 1)).astype(np.float16)
+    inputs_BTI = generator.normal(size=(2, 9, columns)).astype(np.float32)
+    inputs_BTI[0, 0], inputs_BTI[0, 1], inputs_BTI[0, 2] = 1.0, -1.0, 0.0
+    graph = onnx_graph.OnnxGraph()
+    given = graph.input("x", TensorProto.FLOAT, ["batch", "tokens", columns])
+    weight = CodedTensor(codes_OI, scales_OG, per_row=True)
+    graph.output(linear(graph, "w", given, weight, "int8"), "y", TensorProto.FLOAT, ["batch", "tokens", 48])
+    graph.write(tmp_path / "m.onnx", {})
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    (found_BTO,) = session.run(["y"], {"x": inputs_BTI})
+    rounded_BTI = rounded_per_token(torch.from_numpy(inputs_BTI)).double().numpy()
+    expected_BTO = rounded_BTI @ (codes_OI.astype(np.float64) * scales_OG.astype(np.float64)).T
+    np.testing.assert_allclose(found_BTO, expected_BTO, rtol=1e-5, atol=1e-6 * np.abs(expected_BTO).max())

@@ -103,6 +103,7 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "smollm": ("LlamaForCausalLM", {"num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 96}),
     "odd": ("LlamaForCausalLM", {"intermediate_size": 172, "num_key_value_heads": 2}),
+    "narrow": ("LlamaForCausalLM", {"hidden_size": 32, "tie_word_embeddings": True}),
     "odd-heads": ("LlamaForCausalLM", {"hidden_size": 96, "num_key_value_heads": 2}),
     "twenty-a-head": ("LlamaForCausalLM", {"hidden_size": 80, "num_key_value_heads": 2}),
     "mistral": ("MistralForCausalLM", {"num_key_value_heads": 2, "sliding_window": 16}),
@@ -177,7 +178,7 @@ def rounded_to_nearest(weight_OI: NDArray[np.float32], bits: int, group: int) ->
 
 @pytest.fixture(scope="session")
 def make_quantized(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, int, int], Path]:
-    """A function from a model directory, bits and group (0: a scale per row) to its quantized directory.
+    """A function from a model directory, bits and group (0: a scale per row, W8A8) to its quantized directory.
 
     Matrices whose columns don't fill groups stay in float16.
     """
@@ -197,7 +198,8 @@ def make_quantized(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, 
             else:
                 tensors[name] = stored.half() if stored.ndim == 2 else stored
         directory.mkdir()
-        metadata = {"scheme": json.dumps({"scheme": f"int{bits}", "group": group})}
+        scheme = {"scheme": f"int{bits}", "group": group} if group else {"scheme": "int8-channel"}
+        metadata = {"scheme": json.dumps(scheme)}
         save_file(tensors, directory / QUANTIZED_FILE, metadata=metadata)
         for path in source.iterdir():
             if path.suffix == ".json":

@@ -311,6 +311,32 @@ def test_dead_columns_and_a_singular_hessian_are_told(make_llama, tmp_path, trac
         assert np.isfinite(entry.astype(np.float32)).all(), name
 
 
+def test_a_singular_hessian_is_damped_until_it_has_a_factor_and_that_is_a_fallback(make_llama, tmp_path, trace, events):
+    """Eight tokens give Hessians of rank eight: with next to no damping the ladder has to be climbed."""
+    text = CalibrationText(np.arange(8)[None], np.array([8]))
+    quantize_model(Int4(method=Gptq(damping=1e-12)), make_llama("tied"), tmp_path, trace, text)
+    linears = json.loads((tmp_path / "calibration.json").read_text())["linears"]
+    climbed = [name for name, facts in linears.items() if facts["damping"] > 1e-12]
+    told = [event["value"] for event in events if event["kind"] == "fallback"]
+    assert climbed
+    assert len([text for text in told if "its Hessian is singular: damped by" in text]) == len(climbed)
+    for name, entry in load_file(tmp_path / "quantized.safetensors").items():
+        assert np.isfinite(entry.astype(np.float32)).all(), name
+
+
+def test_a_hessian_that_overflows_is_told_and_scales_are_searched_instead(make_llama, tmp_path, trace, events):
+    """Activations of 1e25 are finite, and their squares aren't."""
+    model = AutoModelForCausalLM.from_pretrained(make_llama("tied"))
+    with torch.no_grad():
+        model.model.layers[1].post_attention_layernorm.weight[:] = 1e25
+    model.save_pretrained(tmp_path / "huge")
+    quantize_model(Int4(method=Gptq()), tmp_path / "huge", tmp_path / "out", trace, random_text())
+    told = [event["value"] for event in events if event["kind"] == "fallback"]
+    assert "model.layers.1.mlp.up_proj: its Hessian isn't finite: scales are searched instead" in told
+    for name, entry in load_file(tmp_path / "out" / "quantized.safetensors").items():
+        assert np.isfinite(entry.astype(np.float32)).all(), name
+
+
 def test_nan_weights_are_refused_by_name(make_llama, tmp_path, trace):
     model = AutoModelForCausalLM.from_pretrained(make_llama("tied"))
     with torch.no_grad():

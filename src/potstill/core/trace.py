@@ -15,7 +15,7 @@ from typing import Any
 
 from potstill.core.errors import InputError
 
-__all__ = ["Event", "Trace", "read_trace"]
+__all__ = ["Event", "Trace", "num_fallbacks", "read_trace", "sentence_of", "texts_told"]
 
 Event = Mapping[str, Any]
 """``time`` (ISO 8601), ``stage``, ``kind``, ``name``, ``value``, ``unit``, and any further tags."""
@@ -28,15 +28,25 @@ class Trace:
     """
 
     def __init__(
-        self, path: Path | None = None, *, stage: str = "", listeners: Sequence[Callable[[Event], None]] = ()
+        self,
+        path: Path | None = None,
+        *,
+        stage: str = "",
+        listeners: Sequence[Callable[[Event], None]] = (),
+        tags: Mapping[str, str] | None = None,
     ) -> None:
         self._path = path
         self._stage = stage
         self._listeners = tuple(listeners)
+        self._tags = dict(tags or {})
 
     def for_stage(self, stage: str) -> "Trace":
         """The same trace, speaking for ``stage``."""
-        return Trace(self._path, stage=stage, listeners=self._listeners)
+        return Trace(self._path, stage=stage, listeners=self._listeners, tags=self._tags)
+
+    def about(self, **tags: str) -> "Trace":
+        """The same trace, whose events also carry ``tags``: the variant (and format) that they are about."""
+        return Trace(self._path, stage=self._stage, listeners=self._listeners, tags=self._tags | tags)
 
     def metric(self, name: str, value: float, unit: str, **tags: Any) -> None:  # noqa: ANN401 - JSON values
         """Record a number with its unit; tags such as ``epoch=3`` tell equal names apart."""
@@ -85,7 +95,10 @@ class Trace:
 
     def _event(self, kind: str, name: str, value: Any, unit: str | None, tags: Mapping[str, Any]) -> Event:  # noqa: ANN401
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        return {"time": now, "stage": self._stage, "kind": kind, "name": name, "value": value, "unit": unit, **tags}
+        return {"time": now, "stage": self._stage, "kind": kind, "name": name, "value": value, "unit": unit} | {
+            **self._tags,
+            **tags,
+        }
 
     def _emit(self, kind: str, name: str, value: Any, unit: str | None, tags: Mapping[str, Any]) -> None:  # noqa: ANN401
         event = self._event(kind, name, _json_value(value), unit, {key: _json_value(tag) for key, tag in tags.items()})
@@ -117,6 +130,23 @@ def read_trace(path: Path) -> list[Event]:
             raise InputError(f"line {number} is no JSON: {error}", where=str(path)) from error
         events.append(event)
     return events
+
+
+def texts_told(events: Sequence[Event], kind: str) -> list[str]:
+    """What the events of a kind ("warning", "fallback") say, each sentence once."""
+    return list(dict.fromkeys(sentence_of(event) for event in events if event["kind"] == kind))
+
+
+def num_fallbacks(events: Sequence[Event], variant: str, format_: str | None) -> int:
+    """How many different fallbacks a variant took on its way into a format; None for its directory alone."""
+    about = [event for event in events if event.get("variant") == variant and event.get("format") in {None, format_}]
+    return len(texts_told(about, "fallback"))
+
+
+def sentence_of(event: Event) -> str:
+    """What a warning or fallback says, after the variant and format that it is about."""
+    named = [str(event[tag]) for tag in ("variant", "format") if tag in event]
+    return f"{'.'.join(named)}: {event['value']}" if named else str(event["value"])
 
 
 def _json_value(value: Any) -> Any:  # noqa: ANN401 - any value made of JSON-like parts

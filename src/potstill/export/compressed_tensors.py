@@ -1,8 +1,7 @@
 """How does a quantized directory become a compressed-tensors one, for vLLM and transformers, with codes kept exactly?
 
-Weights in groups are packed into int32 (``pack-quantized``); weights with one scale per row stand as int8, for products
-with activations rounded per token (``int-quantized``). The package ``compressed-tensors`` reads them
-and isn't needed here.
+Codes are packed into int32 (``pack-quantized``); those of W8A8 products, whose activations are rounded per token, stand
+as int8 (``int-quantized``). The package ``compressed-tensors`` reads them and isn't needed here.
 
 Shapes: O rows of a weight, I columns, G groups of columns that share a scale, W words of 32 bits.
 """
@@ -16,8 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
-from torch import Tensor
 
 from potstill.core import interrupt
 from potstill.core.durable import write_json
@@ -27,6 +24,7 @@ from potstill.export.families import DecoderFacts, decoder_facts
 from potstill.export.folder import copy_companions, folder_bytes, replacing_folder
 from potstill.export.parts import require_codes
 from potstill.export.settings import CompressedTensorsExport
+from potstill.model.tensor_file import PlannedTensor, write_one_by_one
 from potstill.model.weights import CodedTensor, Weights
 
 __all__ = ["export_compressed_tensors", "pack_int32", "unpack_int32"]
@@ -34,14 +32,18 @@ __all__ = ["export_compressed_tensors", "pack_int32", "unpack_int32"]
 
 @dataclass(frozen=True, order=True)
 class _Kind:
-    """What linears of one entry of ``config_groups`` have in common; ``group`` 0 for one scale per row."""
+    """What linears of one entry of ``config_groups`` have in common; ``group`` 0 for one scale per row.
+
+    ``rounds``: activations are rounded to int8 per token before the product.
+    """
 
     bits: int
     group: int
+    rounds: bool
 
     @property
     def format(self) -> str:
-        return "pack-quantized" if self.group else "int-quantized"
+        return "int-quantized" if self.rounds else "pack-quantized"
 
     def entry(self, targets: list[str]) -> dict[str, Any]:
         """The entry of ``config_groups``."""
@@ -57,7 +59,7 @@ class _Kind:
         return {
             "targets": targets,
             "weights": weights,
-            "input_activations": None if self.group else rounded,
+            "input_activations": rounded if self.rounds else None,
             "output_activations": None,
             "format": self.format,
         }
@@ -68,8 +70,9 @@ def export_compressed_tensors(
 ) -> None:
     """Write a model as Hugging Face directory whose quantized linears stand as compressed-tensors has them.
 
-    Codes and scales are those of the source; embeddings and head, which vLLM doesn't read as codes, are dequantized to
-    float32, which holds code times scale exactly. A model that isn't quantized is written as it is.
+    Codes and scales are those of the source; embeddings, which transformers doesn't read as codes, and with them a head
+    that shares them, are dequantized to float32, which holds code times scale exactly. A model that isn't quantized is
+    written as it is. No more than one tensor is in memory.
 
     Raises: InputError: a family whose linears transformers doesn't build of ``nn.Linear``, or one that isn't exported.
     """
@@ -81,26 +84,25 @@ def export_compressed_tensors(
             where=str(source_dir),
             next_step="export it to another format",
         )
-    tensors: dict[str, Tensor] = {}
+    planned: dict[str, PlannedTensor] = {}
     kinds: dict[str, _Kind] = {}
+    plain: list[str] = []
+    integer_products = set(weights.integer_products)
     for name in weights.names:
         interrupt.check()
         require_codes(weights, name)
         module = name.removesuffix(".weight")
-        if weights.is_coded(name) and name.startswith(facts.layout.blocks):
+        if weights.is_coded(name) and (name.startswith(facts.layout.blocks) or module == facts.layout.top["head"]):
             coded = weights.read_coded(name)
-            kinds[module] = _kind_of(coded)
-            tensors |= _entries(module, coded)
+            kinds[module] = _kind_of(coded, rounds=name in integer_products)
+            planned |= _codes(weights, module, coded, kinds[module])
             continue
-        tensors[name] = weights.read(name).contiguous()
+        planned[name] = _floats(weights, name)
+        plain += [module] if len(planned[name].shape) == 2 else []
         if weights.is_coded(name):
-            trace.fallback(
-                f"{out_dir.name}: {name} stands in float32: compressed-tensors has codes for the blocks only"
-            )
-    left = {name.removesuffix(".weight") for name, tensor in tensors.items() if tensor.ndim == 2}
-    plain = sorted(module for module in left - set(kinds) if f"{module}.weight" in tensors)
+            trace.fallback(f"{name} stands in float32: transformers reads no embeddings as codes")
     with replacing_folder(out_dir) as temporary:
-        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        write_one_by_one(planned, temporary / "model.safetensors", {"format": "pt"})
         copy_companions(source_dir, temporary)
         config = {key: value for key, value in weights.config.items() if key != "torch_dtype"}
         if kinds:
@@ -130,42 +132,58 @@ def unpack_int32(words_OW: NDArray[np.int32], bits: int, columns: int) -> NDArra
     return (shifted_OI - (1 << (bits - 1))).astype(np.int8)
 
 
-def _kind_of(coded: CodedTensor) -> _Kind:
-    groups = coded.scales_OG.shape[1]
-    per_row = groups == 1 and coded.bits == 8
-    return _Kind(coded.bits, 0 if per_row else coded.codes_OI.shape[1] // groups)
+def _kind_of(coded: CodedTensor, *, rounds: bool) -> _Kind:
+    group = 0 if coded.per_row else coded.codes_OI.shape[1] // coded.scales_OG.shape[1]
+    return _Kind(coded.bits, group, rounds)
 
 
-def _entries(module: str, coded: CodedTensor) -> dict[str, Tensor]:
-    scales_OG = torch.from_numpy(coded.scales_OG)
-    if _kind_of(coded).group == 0:
-        return {f"{module}.weight": torch.from_numpy(coded.codes_OI), f"{module}.weight_scale": scales_OG}
-    return {
-        f"{module}.weight_packed": torch.from_numpy(pack_int32(coded.codes_OI, coded.bits)),
-        f"{module}.weight_scale": scales_OG,
-        f"{module}.weight_shape": torch.tensor(coded.codes_OI.shape, dtype=torch.int64),
-    }
+def _codes(weights: Weights, module: str, coded: CodedTensor, kind: _Kind) -> dict[str, PlannedTensor]:
+    """The entries of a coded linear, read again when they are written."""
+    name, bits = f"{module}.weight", coded.bits
+    rows, columns = coded.codes_OI.shape
+    scales = PlannedTensor(
+        torch.float16, coded.scales_OG.shape, lambda: torch.from_numpy(weights.read_coded(name).scales_OG)
+    )
+    if kind.rounds:
+        codes = PlannedTensor(torch.int8, (rows, columns), lambda: torch.from_numpy(weights.read_coded(name).codes_OI))
+        return {name: codes, f"{name}_scale": scales}
+    words = -(-columns * bits // 32)
+    packed = PlannedTensor(
+        torch.int32,
+        (rows, words),
+        lambda: torch.from_numpy(pack_int32(weights.read_coded(name).codes_OI, bits)),
+    )
+    shape = PlannedTensor(torch.int64, (2,), lambda: torch.tensor((rows, columns), dtype=torch.int64))
+    return {f"{name}_packed": packed, f"{name}_scale": scales, f"{name}_shape": shape}
+
+
+def _floats(weights: Weights, name: str) -> PlannedTensor:
+    return PlannedTensor(weights.read(name).dtype, weights.shape(name), lambda: weights.read(name))
 
 
 def _quantization_config(kinds: Mapping[str, _Kind], plain: list[str], facts: DecoderFacts) -> dict[str, Any]:
     """What transformers and vLLM read: the commonest kind is that of all linears, others go by the modules' names."""
     commonest = Counter(sorted(kinds.values())).most_common(1)[0][0]
-    groups = {"group_0": commonest.entry(["Linear"])}
+    groups = {}
     for number, kind in enumerate(sorted(set(kinds.values()) - {commonest}), start=1):
         groups[f"group_{number}"] = kind.entry(sorted(_live_name(name) for name, own in kinds.items() if own == kind))
+    groups["group_0"] = commonest.entry(["Linear"])
     formats = {kind.format for kind in kinds.values()}
     tables = {facts.layout.top.get(role) for role in ("embeddings", "positions")}
+    ignored = {_live_name(name) for name in plain if name not in tables}
+    if facts.layout.top["head"] not in kinds:
+        ignored.add(_live_name(facts.layout.top["head"]))
     return {
         "quant_method": "compressed-tensors",
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "config_groups": groups,
-        "ignore": sorted({"lm_head", *(_live_name(name) for name in plain if name not in tables)}),
+        "ignore": sorted(ignored),
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
     }
 
 
 def _live_name(module: str) -> str:
-    """The module's name in transformers, where the file's differs: GPT-NeoX's head."""
-    return "lm_head" if module == "embed_out" else module
+    """The module's name; of GPT-NeoX's head both that in transformers and that in the file, which vLLM keeps."""
+    return "re:(lm_head|embed_out)$" if module == "embed_out" else module

@@ -19,6 +19,7 @@ from potstill.core.errors import InputError
 from potstill.core.trace import Trace
 from potstill.export.gguf_blocks import pack_blocks, pack_q8_0, unpack_q8_0
 from potstill.export.llama_layout import LlamaFacts, gguf_name, llama_facts, permuted_for_rope
+from potstill.export.parts import tell_activations
 from potstill.export.settings import Dtype
 from potstill.export.tokenizer import GgufTokenizer, read_tokenizer
 from potstill.model.weights import Weights
@@ -84,6 +85,7 @@ def export_gguf(source_dir: Path, out_file: Path, dtype: Dtype, trace: Trace) ->
                 trace.progress("export", done, len(plans), "tensors")
         finally:
             writer.close()
+    tell_activations(weights, trace)
     _report(weights, plans, out_file, dtype, trace)
 
 
@@ -155,9 +157,7 @@ def _stored_type(
     else:
         wanted = _TYPES[dtype]
     if wanted in {GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0} and shape[1] % _GROUP:
-        trace.fallback(
-            f"{name} has {shape[1]} columns, no multiple of {_GROUP}: float16 in the GGUF file, not {wanted.name}"
-        )
+        trace.fallback(f"{name} has {shape[1]} columns, no multiple of {_GROUP}: float16, not {wanted.name}")
         return GGMLQuantizationType.F16
     return wanted
 

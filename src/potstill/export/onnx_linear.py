@@ -42,7 +42,7 @@ def linear(
     """Inputs [B, T, I] times the transposed weight: [B, T, O]."""
     if isinstance(weight, Tensor):
         return graph.node("MatMul", inputs, _transposed_floats(graph, name, weight))
-    if _in_blocks(weight) and (weight.bits == 4 or activations == "int8") and not _one_scale_per_row(weight):
+    if _in_blocks(weight) and (weight.bits == 4 or activations == "int8"):
         rows, columns = weight.codes_OI.shape
         return graph.node(
             "MatMulNBits",
@@ -56,7 +56,7 @@ def linear(
             block_size=columns // weight.scales_OG.shape[1],
             accuracy_level=_INT8_ACTIVATIONS if activations == "int8" else _FLOAT_ACTIVATIONS,
         )
-    if _one_scale_per_row(weight) and activations == "int8" and not is_head:
+    if weight.per_row and activations == "int8" and not is_head:
         return _integer_product(graph, name, inputs, weight)
     rows = graph.node("Transpose", _dequantized(graph, name, weight), perm=[1, 0])
     return graph.node("MatMul", inputs, rows)
@@ -75,11 +75,7 @@ def embedding(graph: OnnxGraph, name: str, ids: str, table: Tensor | CodedTensor
 
 def _in_blocks(coded: CodedTensor) -> bool:
     group, rest = divmod(coded.codes_OI.shape[1], coded.scales_OG.shape[1])
-    return not rest and group in _BLOCKS
-
-
-def _one_scale_per_row(coded: CodedTensor) -> bool:
-    return coded.bits == 8 and coded.scales_OG.shape[1] == 1
+    return not coded.per_row and not rest and group in _BLOCKS
 
 
 def _stored_codes(coded: CodedTensor) -> NDArray[np.uint8] | NDArray[np.int8]:
@@ -88,7 +84,7 @@ def _stored_codes(coded: CodedTensor) -> NDArray[np.uint8] | NDArray[np.int8]:
 
 
 def _is_plain(coded: CodedTensor) -> bool:
-    return coded.bits == 8 and (_one_scale_per_row(coded) or not _in_blocks(coded))
+    return coded.bits == 8 and not _in_blocks(coded)
 
 
 def _blocks(coded: CodedTensor) -> NDArray[np.uint8]:

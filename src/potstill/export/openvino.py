@@ -14,7 +14,7 @@ from potstill.core.trace import Trace
 from potstill.export.decoder import build_decoder
 from potstill.export.folder import copy_companions, folder_bytes, replacing_folder
 from potstill.export.openvino_ops import OpenvinoOps
-from potstill.export.parts import Parts
+from potstill.export.parts import Parts, tell_activations
 from potstill.export.settings import OpenvinoExport
 from potstill.model.weights import Weights
 
@@ -47,6 +47,8 @@ def export_openvino(settings: OpenvinoExport, source_dir: Path, out_dir: Path, l
         openvino.serialize(model, temporary / _MODEL, temporary / _WEIGHTS)
         copy_companions(source_dir, temporary)
         _write_tokenizer(source_dir, temporary, out_dir.name, trace)
+    if settings.activations == "int8":
+        tell_activations(weights, trace)
     trace.metric("file_bytes", folder_bytes(out_dir), "bytes", file=out_dir.name, dtype=label)
 
 

@@ -3,16 +3,19 @@
 Shapes: O rows (outputs) of a weight, I columns (inputs).
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from potstill.core.errors import InputError
+from potstill.core.trace import Trace
 from potstill.export.families import DecoderFacts, decoder_facts
 from potstill.model.weights import CodedTensor, Weights
 
-__all__ = ["Matrix", "Parts", "require_codes"]
+__all__ = ["Matrix", "Parts", "require_codes", "tell_activations"]
 
 Matrix = Tensor | CodedTensor
 """Floats [O, I] in the dtype of the file, or codes and scales."""
@@ -59,7 +62,7 @@ class Parts:
             order_O = self._rows_of_qkv()
             if isinstance(stored, Tensor):
                 return stored[torch.from_numpy(order_O)]
-            return CodedTensor(stored.codes_OI[order_O], stored.scales_OG[order_O], stored.bits)
+            return replace(stored, codes_OI=stored.codes_OI[order_O], scales_OG=stored.scales_OG[order_O])
         return stored
 
     def bias(self, role: str, block: int | None = None) -> NDArray[np.float32] | None:
@@ -98,6 +101,12 @@ class Parts:
         """Where each row of q, then k, then v stands in a weight that keeps the three together head by head."""
         rows = np.arange(3 * self.facts.heads * self.facts.head_width)
         return rows.reshape(self.facts.heads, 3, self.facts.head_width).swapaxes(0, 1).ravel()
+
+
+def tell_activations(weights: Weights, trace: Trace) -> None:
+    """Record that a runtime rounds activations 32 columns at a time where a W8A8 scheme wants a scale per token."""
+    if weights.integer_products:
+        trace.fallback("activations are rounded to int8 with a scale per 32 columns, finer than one per token")
 
 
 def require_codes(weights: Weights, name: str) -> None:

@@ -44,7 +44,7 @@ class OpenvinoExport(Settings):
 class CompressedTensorsExport(Settings):
     """One Hugging Face directory per model and dtype, its linears quantized, for vLLM and transformers.
 
-    Embeddings, and a head that shares them, stand there as floats: neither of the two reads them as codes.
+    Embeddings, and a head that shares them, stand there as floats: transformers reads no embeddings as codes.
     """
 
     format: Literal["compressed-tensors"] = "compressed-tensors"

@@ -94,7 +94,8 @@ def export_variants(formats: Sequence[Export], variants: Mapping[str, Path], out
     for settings in formats:
         export = _EXPORTERS[type(settings)]
         for name, source in variants.items():
-            export(settings, source, out / f"{name}.{settings.format}", name.partition("-")[2], trace)
+            told = trace.about(variant=name, format=settings.format)
+            export(settings, source, out / f"{name}.{settings.format}", name.partition("-")[2], told)
         files = {name: out / f"{name}.{settings.format}" for name in variants}
         trace.table(f"bytes_by_dtype.{settings.format}", bytes_by_dtype(files))
 

@@ -1,19 +1,23 @@
-"""Put many safetensors files together into one, copying bytes, so that no tensor is ever in memory whole.
+"""Write one safetensors file without having its tensors in memory together: from other files, or one by one.
 
 A file is 8 bytes of length, a JSON header, and the tensors' bytes one after another.
 """
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
+from torch import Tensor
+
 from potstill.core import interrupt
 from potstill.core.durable import replacing
+from potstill.core.errors import BugError
 
-__all__ = ["concatenate"]
+__all__ = ["PlannedTensor", "concatenate", "write_one_by_one"]
 
 _CHUNK_BYTES = 1 << 22
 
@@ -39,23 +43,75 @@ def concatenate(files: Sequence[Path], out: Path, metadata: Mapping[str, str]) -
     Raises: nothing of its own: the files are ones that safetensors wrote just now.
     """
     pieces = {name: piece for path in files for name, piece in _pieces(path).items()}
-    order = sorted(pieces, key=lambda name: (-_BYTES[pieces[name].entry["dtype"]], name))
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
-    place = 0
-    for name in order:
-        end = place + pieces[name].num_bytes
-        header[name] = {**pieces[name].entry, "data_offsets": [place, end]}
-        place = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    order = _order({name: piece.entry["dtype"] for name, piece in pieces.items()})
     with replacing(out) as temporary, temporary.open("wb") as target:
-        target.write(struct.pack("<Q", len(text)) + text)
+        target.write(_header({name: pieces[name].entry for name in order}, metadata))
         for name in order:
             interrupt.check()
             _copy(pieces[name], target)
 
 
-_BYTES = {"F32": 4, "I32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1}
+@dataclass(frozen=True)
+class PlannedTensor:
+    """What the header says of a tensor, and how to get it when its turn comes."""
+
+    dtype: torch.dtype
+    shape: Sequence[int]
+    read: Callable[[], Tensor]
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """Its entry of a header, as if it were alone."""
+        num_bytes = torch.Size(self.shape).numel() * self.dtype.itemsize
+        return {"dtype": _NAMES[self.dtype], "shape": list(self.shape), "data_offsets": [0, num_bytes]}
+
+
+def write_one_by_one(planned: Mapping[str, PlannedTensor], out: Path, metadata: Mapping[str, str]) -> None:
+    """Write one file whose tensors are read one after another, in the order that ``concatenate`` has.
+
+    Raises: BugError: a tensor isn't what was planned.
+    """
+    order = _order({name: _NAMES[one.dtype] for name, one in planned.items()})
+    entries = {name: planned[name].entry for name in order}
+    with replacing(out) as temporary, temporary.open("wb") as target:
+        target.write(_header(entries, metadata))
+        for name in order:
+            interrupt.check()
+            tensor = planned[name].read()
+            if tensor.dtype != planned[name].dtype or tuple(tensor.shape) != tuple(planned[name].shape):
+                raise BugError(f"is {tensor.dtype} {tuple(tensor.shape)}, not as planned", where=name)
+            target.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+
+
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1, "BOOL": 1}
+_NAMES = {
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.bool: "BOOL",
+}
+
+
+def _order(dtypes: Mapping[str, str]) -> list[str]:
+    return sorted(dtypes, key=lambda name: (-_BYTES[dtypes[name]], name))
+
+
+def _header(entries: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, str]) -> bytes:
+    """The length and the header of a file whose tensors stand in the order of ``entries``, wherever they stood."""
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    place = 0
+    for name, entry in entries.items():
+        begin, end = entry["data_offsets"]
+        header[name] = {**entry, "data_offsets": [place, place + end - begin]}
+        place += end - begin
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
 
 
 def _pieces(path: Path) -> dict[str, _Piece]:

@@ -15,6 +15,8 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -32,6 +34,7 @@ from potstill.model.directory import check_config, weight_files
 
 __all__ = [
     "CODES",
+    "OTHER_NAMES",
     "QUANTIZED_FILE",
     "SCALES",
     "CodedTensor",
@@ -54,7 +57,7 @@ _DTYPES: Mapping[str, str] = MappingProxyType({"F32": "float32", "F16": "float16
 _CONV1D = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 _IN_BLOCK = re.compile(r"(?:^|\.)(?:layers|h)\.\d+\.")
 _HEAD = "lm_head.weight"
-_OTHER_NAMES = {"embed_out.weight": _HEAD}
+OTHER_NAMES = {"embed_out.weight": _HEAD}
 """Names that files of GPT-NeoX have and its model hasn't."""
 _EMBEDDING = "model.embed_tokens.weight"
 
@@ -63,12 +66,15 @@ _EMBEDDING = "model.embed_tokens.weight"
 class CodedTensor:
     """A weight as integers of 8 or 4 ``bits`` (-8..7) and the scale of each group of I / G columns.
 
-    Shapes: codes_OI int8, whatever the bits; scales_OG float16, G = 1 for one scale per row.
+    ``per_row``: one scale per row by its scheme, W8A8; G = 1 alone doesn't say so, for 32 columns are one group of 32.
+
+    Shapes: codes_OI int8, whatever the bits; scales_OG float16.
     """
 
     codes_OI: NDArray[np.int8]
     scales_OG: NDArray[np.float16]
     bits: int = 8
+    per_row: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ class Weights:
         self.tied = bool(self.config.get("tie_word_embeddings", False))
         if self.tied and _EMBEDDING in self.names:
             self._file_of = {key: file for key, file in self._file_of.items() if not key.startswith(_HEAD)}
-        elif _EMBEDDING in self.names and _HEAD not in self.names:
+        elif _EMBEDDING in self.names and not any(name.startswith(_HEAD) for name in self.names):
             raise InputError(
                 f"{_HEAD} is missing, and config.json doesn't tie it to the embeddings",
                 where=str(directory),
@@ -142,7 +148,7 @@ class Weights:
         keys = [key for key in self._file_of if not key.endswith(SCALES)]
         return sorted(key.rpartition(".")[0] if key.endswith(endings) else key for key in keys)
 
-    @property
+    @cached_property
     def scheme(self) -> Mapping[str, Any]:
         """The settings that a quantized directory was made with; empty for a plain one."""
         if not self.quantized:
@@ -175,10 +181,9 @@ class Weights:
 
     @property
     def integer_products(self) -> list[str]:
-        """Weights that are multiplied with activations rounded to int8 per token: the blocks' in a W8A8 scheme."""
-        if self.scheme.get("scheme") != "int8-channel":
-            return []
-        return [name for name in self.names if self.is_coded(name) and _IN_BLOCK.search(name)]
+        """Weights multiplied with activations rounded to int8 per token: those of the blocks with a scale per row."""
+        coded = (name for name in self.names if self.is_coded(name) and _IN_BLOCK.search(name))
+        return [name for name in coded if self._per_row(name)]
 
     def bits(self, name: str) -> int:
         """The bits of a coded tensor's codes, from the file's header alone."""
@@ -214,7 +219,7 @@ class Weights:
         """The codes and scales of a coded tensor, [O, I] in every family."""
         codes, scales_OG = self._read(name + CODES).numpy(), self._read(name + SCALES).numpy()
         if codes.dtype != np.uint8:
-            return CodedTensor(codes, scales_OG)
+            return CodedTensor(codes, scales_OG, per_row=self._per_row(name))
         codes_OI = np.empty((codes.shape[0], 2 * codes.shape[1]), dtype=np.int8)
         codes_OI[:, 0::2] = (codes & 15).astype(np.int8) - 8
         codes_OI[:, 1::2] = (codes >> 4).astype(np.int8) - 8
@@ -235,6 +240,11 @@ class Weights:
             with _opened(path) as file:
                 located |= dict.fromkeys(file.keys(), path)
         return located
+
+    def _per_row(self, name: str) -> bool:
+        """Whether a coded tensor has one scale per row by its scheme; what a W8A8 scheme keeps finer has groups."""
+        kept = [entry["tensors"] for entry in self.scheme.get("keep", ())]
+        return self.scheme.get("scheme") == "int8-channel" and not any(fnmatchcase(name, one) for one in kept)
 
     def _stored(self, key: str) -> tuple[tuple[int, ...], str]:
         """The shape of an entry of the file, and its dtype as safetensors spells it."""
@@ -263,7 +273,7 @@ def load_quantized(directory: Path) -> Any:  # noqa: ANN401 - a transformers mod
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415 - others read weights without it
 
     weights = Weights(directory)
-    state = {_OTHER_NAMES.get(name, name): weights.read(name).float() for name in weights.names}
+    state = {OTHER_NAMES.get(name, name): weights.read(name).float() for name in weights.names}
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
     auto: Any = AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):

@@ -25,7 +25,7 @@ from potstill.quantize.encode import Encoded, encode_blocks, encode_coded, squar
 from potstill.quantize.folding import folds_of
 from potstill.quantize.methods import CODED, BlockWork, needs_hessian, round_linear, scale_inputs
 from potstill.quantize.parts import Part, WorkSoFar
-from potstill.quantize.placement import Placement
+from potstill.quantize.placement import Placement, grid_of
 from potstill.quantize.settings import Awq, Calibrated, Int8Channel, Scheme, SmoothQuant
 from potstill.quantize.statistics import Observer
 from potstill.quantize.streaming import HiddenStates, StreamedModel, batches
@@ -47,6 +47,12 @@ class CalibrationText:
     def num_tokens(self) -> int:
         """Tokens that are no padding."""
         return int(self.lengths_N.sum())
+
+    def first(self, num_tokens: int) -> "CalibrationText":
+        """About ``num_tokens`` tokens of it: rows spread evenly, at least one, all where there are no more."""
+        num_rows = min(len(self.lengths_N), max(1, round(num_tokens * len(self.lengths_N) / max(1, self.num_tokens))))
+        rows_N = np.linspace(0, len(self.lengths_N) - 1, num_rows).round().astype(np.int64)
+        return CalibrationText(self.tokens_NT[rows_N], self.lengths_N[rows_N])
 
     @property
     def fingerprint(self) -> str:
@@ -126,7 +132,7 @@ class CalibratedBlocks:
         module = self._model.fill(block, tensors)
         seen = self._observe(block, hidden)
         entries, facts = self._round(block, tensors, placed, seen)
-        hooks = self._round_activations(block, entries)
+        hooks = self._round_activations(block, placed)
         _assign(module, {name: encoded.back for name, encoded in entries.items()}, self._model.prefix(block))
         self._pass_on(block, hidden)
         for hook in hooks:
@@ -213,12 +219,12 @@ class CalibratedBlocks:
         made, facts = round_linear(self._method, work, path)
         return encode_coded(name, made) if isinstance(made, CodedTensor) else encode_blocks(name, made), facts
 
-    def _round_activations(self, block: int, entries: Mapping[str, Encoded]) -> list[Any]:
-        """In a W8A8 scheme, let the block's coded linears see rounded inputs, as the runtime will."""
+    def _round_activations(self, block: int, placed: Mapping[str, Placement]) -> list[Any]:
+        """In a W8A8 scheme, let the block's linears with a scale per row see rounded inputs, as the runtime will."""
         if not self._integer_products:
             return []
         linears = self._model.linears(block)
-        return [round_inputs(linears[name]) for name in linears if f"{name}.codes" in entries[name].entries]
+        return [round_inputs(linears[name]) for name in linears if placed[name].grid == grid_of(Int8Channel())]
 
     def _pass_on(self, block: int, hidden: HiddenStates) -> None:
         with self._hidden(block + 1).writing() as write:

@@ -3,7 +3,7 @@
 Weights are in memory a part at a time: a block, or the embeddings. Factors are counted in the code and rounded up.
 """
 
-from potstill.quantize.settings import Calibrated, Gptq, Scheme, calibration_of
+from potstill.quantize.settings import Calibrated, Gptq, Scheme, calibration_of, text_tokens_of
 
 __all__ = ["TOKENS_PER_BATCH", "peak_bytes"]
 
@@ -20,15 +20,15 @@ def peak_bytes(scheme: Scheme, *, embedding: int, block: int, width: int, mlp_wi
 
     ``embedding`` and ``block`` are parameters of the largest tensor outside of the blocks and of one block.
     """
-    reading = _reading_bytes(calibration_of(scheme), width, mlp_width)
+    activations = 4 * TOKENS_PER_BATCH * (12 * width + 6 * mlp_width) if text_tokens_of(scheme) else 0
+    reading = activations + _sums_bytes(calibration_of(scheme), width, mlp_width)
     return max(_BYTES_PER_WEIGHT * embedding, _BYTES_PER_WEIGHT * block + reading)
 
 
-def _reading_bytes(method: Calibrated | None, width: int, mlp_width: int) -> int:
-    """Activations of a batch, and what is summed over them."""
+def _sums_bytes(method: Calibrated | None, width: int, mlp_width: int) -> int:
+    """What is summed over the activations."""
     if method is None:
         return 0
-    activations = 4 * TOKENS_PER_BATCH * (12 * width + 6 * mlp_width)
     widest = max(width, mlp_width)
     hessians = 3 * width**2 + mlp_width**2 + (_HESSIANS_OF_ONE_LINEAR if isinstance(method, Gptq) else 1) * widest**2
-    return activations + 8 * hessians
+    return 8 * hessians

@@ -67,14 +67,16 @@ def is_matrix(name: str, shape: Sequence[int]) -> bool:
     return len(shape) == 2 and not any(fnmatchcase(name, pattern) for pattern in _POSITIONS)
 
 
-def placements(scheme: Scheme, columns_of: Mapping[str, int], *, where: str) -> dict[str, Placement]:
+def placements(
+    scheme: Scheme, columns_of: Mapping[str, int], *, where: str, also: Sequence[Keep] = ()
+) -> dict[str, Placement]:
     """The placement of every matrix; ``columns_of`` maps its name to I.
 
-    A pattern of ``keep`` that stands earlier goes first.
+    A pattern of ``keep`` that stands earlier goes first, those of ``also`` last.
 
     Raises: RecipeError: a pattern of ``keep`` matches no matrix.
     """
-    keep: tuple[Keep, ...] = getattr(scheme, "keep", ())
+    keep: tuple[Keep, ...] = (*getattr(scheme, "keep", ()), *also)
     for entry in keep:
         if not any(fnmatchcase(name, entry.tensors) for name in columns_of):
             there = ", ".join(list(columns_of)[:_SHOWN])

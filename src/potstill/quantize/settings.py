@@ -20,13 +20,16 @@ __all__ = [
     "KQuant2",
     "KQuant3",
     "Keep",
+    "KeepSensitive",
     "Rtn",
     "Scheme",
     "Search",
     "SmoothQuant",
     "calibration_of",
+    "keep_sensitive_of",
     "label_of",
     "repeated_labels",
+    "text_tokens_of",
 ]
 
 
@@ -35,6 +38,24 @@ class Keep(Settings):
 
     tensors: Annotated[str, Field(min_length=1)]
     dtype: Literal["float16", "int8"] = "float16"
+
+
+class KeepSensitive(Settings):
+    """The linears of the blocks that suffer most from rounding stay finer: measured, each rounded by itself.
+
+    What counts is the KL from the exact model's next-token distribution on some of the text.
+    """
+
+    linears: Annotated[Count, Field(ge=1)]
+    dtype: Literal["float16", "int8"] = "float16"
+    calibration_tokens: Annotated[Count, Field(ge=1)] = 2_048
+
+
+def _keep_sensitive_of(value: Any) -> Any:  # noqa: ANN401 - before validation it may be anything
+    return {"linears": value} if isinstance(value, int | str) else value
+
+
+SensitiveKept = Annotated[KeepSensitive | None, BeforeValidator(_keep_sensitive_of)]
 
 
 def _keep_of(value: Any) -> Any:  # noqa: ANN401 - before validation it may be anything
@@ -120,10 +141,12 @@ class Int8(Settings):
     group: Literal[32] = 32
     method: Method = Rtn()
     keep: Kept = ()
+    keep_sensitive: SensitiveKept = None
 
     @model_validator(mode="after")
     def _keep_means_something(self) -> "Int8":
-        if any(entry.dtype == "int8" for entry in self.keep):
+        sensitive = () if self.keep_sensitive is None else (self.keep_sensitive,)
+        if any(entry.dtype == "int8" for entry in (*self.keep, *sensitive)):
             raise ValueError("keep: what isn't kept finer is int8 already; keep it in float16, or not at all")
         return self
 
@@ -138,6 +161,7 @@ class Int8Channel(Settings):
     scheme: Literal["int8-channel"] = "int8-channel"
     method: W8A8Method = Rtn()
     keep: Kept = ()
+    keep_sensitive: SensitiveKept = None
 
 
 class Int4(Settings):
@@ -147,6 +171,7 @@ class Int4(Settings):
     group: Literal[32, 128] = 32
     method: Method = Rtn()
     keep: Kept = ()
+    keep_sensitive: SensitiveKept = None
 
 
 class KQuant3(Settings):
@@ -155,6 +180,7 @@ class KQuant3(Settings):
     scheme: Literal["q3_k"] = "q3_k"
     method: BlockMethod = Rtn()
     keep: Kept = ()
+    keep_sensitive: SensitiveKept = None
 
 
 class KQuant2(Settings):
@@ -163,6 +189,7 @@ class KQuant2(Settings):
     scheme: Literal["q2_k"] = "q2_k"
     method: BlockMethod = Rtn()
     keep: Kept = ()
+    keep_sensitive: SensitiveKept = None
 
 
 Scheme = Annotated[
@@ -185,6 +212,9 @@ def label_of(scheme: Scheme) -> str:
         parts.append(method.kind)
     if getattr(scheme, "keep", ()):
         parts.append("keep")
+    sensitive = keep_sensitive_of(scheme)
+    if sensitive is not None:
+        parts.append(f"sensitive{sensitive.linears}")
     return "-".join(parts)
 
 
@@ -192,6 +222,17 @@ def calibration_of(scheme: Scheme) -> Calibrated | None:
     """The scheme's method where that is one that needs text."""
     method = getattr(scheme, "method", None)
     return method if isinstance(method, Calibrated) else None
+
+
+def keep_sensitive_of(scheme: Scheme) -> KeepSensitive | None:
+    """How many linears the scheme keeps finer by measurement; None where it keeps none so."""
+    return getattr(scheme, "keep_sensitive", None)
+
+
+def text_tokens_of(scheme: Scheme) -> int:
+    """How many tokens of text the scheme looks at: its method, or the choice of what to keep; 0 for neither."""
+    readers = (calibration_of(scheme), keep_sensitive_of(scheme))
+    return max((reader.calibration_tokens for reader in readers if reader is not None), default=0)
 
 
 def repeated_labels(schemes: Sequence[Scheme]) -> list[str]:

@@ -23,7 +23,8 @@ from potstill.quantize.grids import require_finite
 from potstill.quantize.methods import CODED, round_by_search
 from potstill.quantize.parts import Part, WorkSoFar, parts_of
 from potstill.quantize.placement import Grid, Placement, grid_of, is_matrix, placements
-from potstill.quantize.settings import Bfloat16, Calibrated, Float16, Scheme, calibration_of
+from potstill.quantize.sensitivity import SENSITIVITY_FILE, most_sensitive
+from potstill.quantize.settings import Bfloat16, Calibrated, Float16, Keep, Scheme, calibration_of, keep_sensitive_of
 
 __all__ = ["load_quantized", "quantize_model"]
 
@@ -39,7 +40,8 @@ def quantize_model(
     float16 and bfloat16 give an ordinary Hugging Face directory. The other schemes give config, tokenizer and
     ``quantized.safetensors``: embeddings and every linear weight as codes and scales (k-quants: as llama.cpp's blocks),
     norms and biases in float32, a tied embedding once. A calibrated method also writes ``calibration.json``: for each
-    linear the tokens it saw, and what the method has to tell. No more than one block is in memory. Killed and called
+    linear the tokens it saw, and what the method has to tell; with ``keep_sensitive`` there is also
+    ``sensitivity.json``, what rounding each linear alone costs. No more than one block is in memory. Killed and called
     again, it goes on at the block it was at and ends in the same bytes.
 
     Raises: InputError: the source is damaged, already quantized, or holds a weight the scheme can't; a calibrated
@@ -55,7 +57,11 @@ def quantize_model(
         stale.unlink()
     made_from = {"scheme": scheme.model_dump(mode="json"), "model": model_fingerprint(model_dir)}
     work = WorkSoFar(out, made_from | ({} if text is None else {"text": text.fingerprint}))
-    method = calibration_of(scheme)
+    method, sensitive = calibration_of(scheme), keep_sensitive_of(scheme)
+    kept: list[Keep] = []
+    if sensitive is not None:
+        kept = most_sensitive(sensitive, weights, placed, _required(text, out), work, trace)
+        placed = _placements(scheme, weights, kept)
     blocks = None if method is None else CalibratedBlocks(scheme, method, weights, _required(text, out), work)
     _tell_input(weights, trace)
     parts, told = parts_of(weights.names), []
@@ -69,9 +75,11 @@ def quantize_model(
             trace.fallback(sentence)
         told.append(facts)
         trace.progress("quantize", done, len(parts), "parts")
-    _write_directory(scheme, weights, out, parts, work)
+    _write_directory(scheme, kept, weights, out, parts, work)
     if text is not None and method is not None:
         _write_calibration(out, text, told, trace)
+    if sensitive is not None:
+        shutil.copyfile(work.folder / SENSITIVITY_FILE, out / SENSITIVITY_FILE)
     _tell_output(scheme, weights, out, told, trace)
     work.remove()
 
@@ -93,7 +101,7 @@ def _write_calibration(out: Path, text: CalibrationText, told: Sequence[Mapping[
     trace.table("linears with the largest error of their outputs", worst)
 
 
-def _placements(scheme: Scheme, weights: Weights) -> Mapping[str, Placement]:
+def _placements(scheme: Scheme, weights: Weights, kept: Sequence[Keep] = ()) -> Mapping[str, Placement]:
     """Every tensor's placement: in the two-byte schemes all tensors alike, else matrices on the grid."""
     if isinstance(scheme, Float16 | Bfloat16):
         return dict.fromkeys(weights.names, Placement(grid_of(scheme)))
@@ -104,7 +112,7 @@ def _placements(scheme: Scheme, weights: Weights) -> Mapping[str, Placement]:
         if is_matrix(name, shape)
     }
     rest = dict.fromkeys(shapes.keys() - columns.keys(), Placement(Grid("float32")))
-    return placements(scheme, columns, where=str(weights.directory)) | rest
+    return placements(scheme, columns, where=str(weights.directory), also=kept) | rest
 
 
 def _round_part(
@@ -138,8 +146,13 @@ def _encode(weights: Weights, name: str, exact: NDArray[np.float32], grid: Grid,
     return Encoded(encoded.entries, encoded.back.T)
 
 
-def _write_directory(scheme: Scheme, weights: Weights, out: Path, parts: Sequence[Part], work: WorkSoFar) -> None:
+def _write_directory(
+    scheme: Scheme, kept: Sequence[Keep], weights: Weights, out: Path, parts: Sequence[Part], work: WorkSoFar
+) -> None:
+    """The scheme in the file names under ``keep`` also what was chosen by measurement."""
     plain = isinstance(scheme, Float16 | Bfloat16)
+    if kept:
+        scheme = scheme.model_copy(update={"keep": (*getattr(scheme, "keep", ()), *kept)})
     metadata = {"format": "pt"} if plain else {"scheme": canonical_json(scheme.model_dump(mode="json"))}
     work.put_together(parts, out / ("model.safetensors" if plain else QUANTIZED_FILE), metadata)
     config = dict(weights.config)

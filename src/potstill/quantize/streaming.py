@@ -7,7 +7,7 @@ Shapes: N rows, B rows of a batch, T tokens, D width.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from potstill.core import interrupt
 from potstill.core.errors import InputError
-from potstill.model.anatomy import FAMILIES, Family
+from potstill.model.anatomy import FAMILIES, Family, logits_of
 from potstill.model.quiet import quiet_transformers
-from potstill.model.weights import Weights
+from potstill.model.weights import OTHER_NAMES, Weights
 from potstill.quantize.memory import TOKENS_PER_BATCH
 
 __all__ = ["HiddenStates", "StreamedModel", "batches"]
@@ -145,6 +145,24 @@ class StreamedModel:
             output = self._blocks[block](hidden.read(rows), *arguments, **named)
         states_BTD: Tensor = output[0] if isinstance(output, tuple) else output
         return states_BTD
+
+    @contextmanager
+    def read_out(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """A function from the last block's outputs [P, D] to logits [P, V]; norm and head are in memory meanwhile."""
+        names = [name for name in self._weights.names if not name.startswith(f"{self.family.blocks}.")]
+        state = {OTHER_NAMES.get(name, name): self._weights.read(name).float() for name in names}
+        state.setdefault("lm_head.weight", state[f"{self.family.embeddings}.weight"])
+        self._model.load_state_dict(state, strict=False, assign=True)
+
+        def logits(states_PD: Tensor) -> Tensor:
+            with torch.inference_mode():
+                return logits_of(self._model, self._model.get_submodule(self.family.norm)(states_PD))
+
+        try:
+            yield logits
+        finally:
+            empty = {name: tensor.to("meta") for name, tensor in state.items()}
+            self._model.load_state_dict(empty, strict=False, assign=True)
 
     def _record(self, tokens_BT: NDArray[np.int64]) -> Tensor:
         """Run the decoder with blocks that only note how they are called; returns what the first one reads."""

@@ -127,6 +127,7 @@ class Model(_Part):
     peak_memory_bytes: Number = None
     prompt_tokens: Number = None
     test_positions: Number = None
+    fallbacks: Number = None
 
 
 class Labels(_Part):
