@@ -4,7 +4,7 @@ Shapes: O rows (outputs) of a weight, I columns (inputs), G groups of 32 columns
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -69,7 +69,7 @@ def export_gguf(source_dir: Path, out_file: Path, dtype: Dtype, trace: Trace) ->
     tokenizer = read_tokenizer(source_dir, weights.config)
     if tokenizer.num_unused:
         trace.note("vocabulary", f"{tokenizer.num_unused} ids have no token; written as unused tokens")
-    plans = [*_plan_rope(facts), *(_plan(weights, name, facts, dtype, trace) for name in _names(weights, facts))]
+    plans = _plans(weights, facts, dtype, trace)
     for text in approximations(facts):
         trace.fallback(f"{out_file.name}: {text}")
     with replacing(out_file) as temporary:
@@ -135,6 +135,16 @@ def _names(weights: Weights, facts: DecoderFacts) -> list[str]:
         if bias in names and facts.layout.norm == "rms" and role not in allowed:
             raise InputError(f"llama.cpp's {runs.arch.name} has no {bias}", where=str(weights.directory))
     return names
+
+
+def _plans(weights: Weights, facts: DecoderFacts, dtype: Dtype, trace: Trace) -> list[_Plan]:
+    """Every tensor of the file in its order."""
+    plans = [*_plan_rope(facts), *(_plan(weights, name, facts, dtype, trace) for name in _names(weights, facts))]
+    if facts.tied and architecture_of(facts).wants_own_head:
+        table = gguf_name(f"{facts.name('embeddings')}.weight", facts)
+        (embeddings,) = (plan for plan in plans if plan.gguf_name == table)
+        plans.append(replace(embeddings, gguf_name=gguf_name(f"{facts.name('head')}.weight", facts)))
+    return plans
 
 
 def _plan_rope(facts: DecoderFacts) -> list[_Plan]:

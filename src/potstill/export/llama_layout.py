@@ -42,7 +42,7 @@ class Architecture:
     """One of llama.cpp's graphs: what is fixed in it, and what a file may vary.
 
     ``neighbours``: pairs 2j and 2j + 1 of a head are rotated, not j and j + half. ``must_have_bias`` and
-    ``may_have_bias`` are roles of linears.
+    ``may_have_bias`` are roles of linears. ``wants_own_head``: a tied head stands in the file a second time.
     """
 
     arch: gguf.MODEL_ARCH
@@ -54,6 +54,7 @@ class Architecture:
     caps_logits: bool = False
     must_have_bias: frozenset[str] = frozenset()
     may_have_bias: frozenset[str] = frozenset()
+    wants_own_head: bool = False
 
 
 _LLAMA = Architecture(
@@ -70,7 +71,11 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "phi3": Architecture(gguf.MODEL_ARCH.PHI3, rotates_a_part=True),
         "gpt2": Architecture(gguf.MODEL_ARCH.GPT2, activation="gelu_tanh", must_have_bias=_LINEARS),
         "gpt_neox": Architecture(
-            gguf.MODEL_ARCH.GPTNEOX, activation="gelu_tanh", rotates_a_part=True, must_have_bias=_LINEARS
+            gguf.MODEL_ARCH.GPTNEOX,
+            activation="gelu_tanh",
+            rotates_a_part=True,
+            must_have_bias=_LINEARS,
+            wants_own_head=True,
         ),
     }
 )
@@ -157,10 +162,13 @@ def _refuse_windows(facts: DecoderFacts, where: str) -> None:
 
 
 def approximations(facts: DecoderFacts) -> list[str]:
-    """What llama.cpp computes only nearly as the model does, in words for the reader; often nothing."""
-    if facts.activation == architecture_of(facts).activation:
-        return []
-    return ["llama.cpp computes the GELU of this family by its tanh formula, the model by the error function"]
+    """What a file has or computes otherwise than the model does, in words for the reader; often nothing."""
+    runs, found = architecture_of(facts), []
+    if facts.activation != runs.activation:
+        found.append("llama.cpp computes the GELU of this family by its tanh formula, the model by the error function")
+    if facts.tied and runs.wants_own_head:
+        found.append("llama.cpp wants a head of its own in this family: the tied embeddings stand in the file twice")
+    return found
 
 
 def gguf_name(name: str, facts: DecoderFacts) -> str:
