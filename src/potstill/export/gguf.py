@@ -32,6 +32,7 @@ from potstill.export.llama_layout import (
 from potstill.export.parts import COMPUTED
 from potstill.export.settings import Dtype
 from potstill.export.tokenizer import read_tokenizer
+from potstill.export.tokenizer_check import require_same_cut
 from potstill.model.weights import Weights, inputs_first
 from potstill.quantize.grids import quantize_int8, to_bfloat16, to_float16
 
@@ -70,7 +71,7 @@ def export_gguf(source_dir: Path, out_file: Path, dtype: Dtype, trace: Trace) ->
     if tokenizer.num_unused:
         trace.note("vocabulary", f"{tokenizer.num_unused} ids have no token; written as unused tokens")
     plans = _plans(weights, facts, dtype, trace)
-    for text in approximations(facts):
+    for text in (*approximations(facts), *tokenizer.fallbacks):
         trace.fallback(f"{out_file.name}: {text}")
     with replacing(out_file) as temporary:
         writer = GGUFWriter(None, MODEL_ARCH_NAMES[architecture_of(facts).arch])
@@ -88,6 +89,7 @@ def export_gguf(source_dir: Path, out_file: Path, dtype: Dtype, trace: Trace) ->
                 trace.progress("export", done, len(plans), "tensors")
         finally:
             writer.close()
+        require_same_cut(source_dir, temporary)
     _report(weights, plans, out_file, dtype, trace)
 
 

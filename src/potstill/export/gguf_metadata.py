@@ -71,15 +71,26 @@ def _describe_positions(writer: GGUFWriter, facts: DecoderFacts) -> None:
 
 def describe_tokenizer(writer: GGUFWriter, tokenizer: GgufTokenizer) -> None:
     """Write the keys ``tokenizer.*``."""
-    writer.add_tokenizer_model("gpt2")
+    if tokenizer.model_name is not None:
+        writer.add_name(tokenizer.model_name)
+    writer.add_tokenizer_model(tokenizer.model)
     writer.add_tokenizer_pre(tokenizer.pre)
     writer.add_token_list(list(tokenizer.tokens))
     writer.add_token_types(list(tokenizer.types))
-    writer.add_token_merges(list(tokenizer.merges))
+    if tokenizer.scores is None:
+        writer.add_token_merges(list(tokenizer.merges))
+    else:
+        writer.add_token_scores(list(tokenizer.scores))
+    if tokenizer.space_before is not None:
+        writer.add_add_space_prefix(tokenizer.space_before)
     if tokenizer.bos is not None:
         writer.add_bos_token_id(tokenizer.bos)
     if tokenizer.eos is not None:
         writer.add_eos_token_id(tokenizer.eos)
     if tokenizer.pad is not None:
         writer.add_pad_token_id(tokenizer.pad)
+    if tokenizer.unknown is not None:
+        writer.add_unk_token_id(tokenizer.unknown)
     writer.add_add_bos_token(tokenizer.bos is not None)
+    if tokenizer.chat_template is not None:
+        writer.add_chat_template(tokenizer.chat_template)

@@ -20,6 +20,7 @@ from potstill.core.errors import BugError, InputError, ResourceError
 from potstill.runtime.engine import EngineFacts
 from potstill.runtime.gguf_header import require_loadable
 from potstill.runtime.llama_abi import Batch, load_library
+from potstill.runtime.llama_vocab import cut
 
 __all__ = ["LlamaCppEngine"]
 
@@ -100,14 +101,7 @@ class LlamaCppEngine:
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text as llama.cpp cuts it: nothing added, names of special tokens taken as plain text."""
-        content = text.encode()
-        tokens_N = np.empty(len(content) + 8, dtype=np.int32)
-        count = self._library.llama_tokenize(
-            self._vocab, content, len(content), tokens_N.ctypes.data, len(tokens_N), False, False
-        )
-        if count < 0:
-            raise BugError(f"llama.cpp wants room for {-count} tokens of {len(content)} bytes", where=self.facts.name)
-        return [int(token) for token in tokens_N[:count]]
+        return cut(self._library, self._vocab, text)
 
     @property
     def beginning_id(self) -> int | None:
