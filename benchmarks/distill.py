@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from distilling.against_trl import compare_with_trl
-from distilling.curve import measure, measure_bytes
+from distilling.curve import WAYS, measure, measure_bytes
 from distilling.grid import measure_grid
 from distilling.steps import VOCABULARIES, measure_steps, peak_of_steps
 from results_folder import results_folder
@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--trl-python", type=Path)
     asked = parser.parse_args()
@@ -53,7 +54,7 @@ def _lines(asked: argparse.Namespace) -> Iterable[dict[str, Any]]:
     recipe, folder = asked.which[0], asked.folder / asked.which[0]
     match asked.what:
         case "curve":
-            return measure(recipe, folder, range(asked.first_seed, asked.seeds))
+            return measure(recipe, folder, range(asked.first_seed, asked.seeds), asked.ways)
         case "bytes":
             return measure_bytes(recipe, folder)
         case "grid":

@@ -5,7 +5,7 @@ Shapes: B rows of a batch, P scored positions, V vocabulary.
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from potstill.train.validation import validate
 
 __all__ = ["WAYS", "fresh_student", "measure", "measure_bytes"]
 
-DRAWS = (4, 8, 16, 32, 64)
+DRAWS = (4, 8, 16, 32, 56, 64)
 TOP = (1, 2, 4, 8, 16, 32)
 WAYS: tuple[str, ...] = (
     "plain",
@@ -47,14 +47,14 @@ WAYS: tuple[str, ...] = (
 _WARM_STEPS, _ANGLE_BATCHES, _VALIDATION_ROWS, _TEST_ROWS = 60, 12, 200, 600
 
 
-def measure(recipe: str, folder: Path, seeds: range) -> Iterator[dict[str, Any]]:
+def measure(recipe: str, folder: Path, seeds: range, ways: Sequence[str]) -> Iterator[dict[str, Any]]:
     """A line for each way and seed: bytes, floor, gradient angle, held-out loss; what is done is kept."""
     prepared = prepare(recipe, folder)
     lines = folder / "lines.jsonl"
     done = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
     angle, likeliest = None, _Likeliest(prepared)
     for seed in seeds:
-        for way in WAYS:
+        for way in ways:
             line = next((line for line in done if (line["way"], line["seed"]) == (way, seed)), None)
             if line is None:
                 angle = angle or _Angle(prepared)

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader
 from safetensors.numpy import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import OPTConfig, OPTForCausalLM
 
 from potstill.core.durable import sha256_of_file
 from potstill.core.errors import InputError
 from potstill.core.trace import Trace, num_fallbacks, texts_told
 from potstill.export.gguf import export_gguf
 from potstill.export.gguf_blocks import pack_q8_0, unpack_q4_0, unpack_q8_0
-from potstill.export.llama_layout import gguf_name, llama_facts, permuted_for_rope
+from potstill.export.llama_layout import gguf_facts, gguf_name, row_order
 from potstill.export.settings import GgufExport
 from potstill.export.stage import bytes_by_dtype, export_variants
 from potstill.model.weights import CodedTensor, Weights
@@ -52,7 +52,7 @@ def test_codes_and_scales_of_a_quantized_directory_are_written_bit_for_bit(sourc
     export_gguf(tmp_path / "int8", tmp_path / "int8.gguf", "int8", trace)
     stored = load_file(tmp_path / "int8" / "quantized.safetensors")
     written = tensors_of(tmp_path / "int8.gguf")
-    facts = llama_facts(json.loads((source / "config.json").read_text()), "")
+    facts = gguf_facts(json.loads((source / "config.json").read_text()), "")
     coded = [name.removesuffix(".codes") for name in stored if name.endswith(".codes")]
     assert len(coded) == 3 * 7 + 2
     for name in coded:
@@ -143,14 +143,13 @@ def test_packing_is_undone_by_unpacking():
     assert isinstance(back, CodedTensor)
 
 
-def test_only_rows_of_queries_and_keys_are_permuted(source):
-    facts = llama_facts(json.loads((source / "config.json").read_text()), "")
-    rows = np.arange(64)
-    for name, heads in (("model.layers.0.self_attn.k_proj.weight", 2),):
-        moved = permuted_for_rope(rows, name, facts)
-        assert moved[:4].tolist() == [0, 16, 1, 17]
-        np.testing.assert_array_equal(undo_permutation(moved, heads), rows)
-    np.testing.assert_array_equal(permuted_for_rope(rows, "model.layers.0.self_attn.v_proj.weight", facts), rows)
+def test_only_rows_of_queries_and_keys_are_moved(source):
+    facts = gguf_facts(json.loads((source / "config.json").read_text()), "")
+    moved = row_order("k", facts)
+    assert moved[:4].tolist() == [0, 16, 1, 17]
+    np.testing.assert_array_equal(undo_permutation(moved, 2), np.arange(64))
+    assert len(row_order("q", facts)) == 128
+    assert row_order("v", facts) is None
 
 
 def test_every_variant_becomes_a_file_and_its_bytes_a_row(source, tmp_path, trace, events):
@@ -182,24 +181,26 @@ def test_bytes_without_a_float32_file_have_no_share(tmp_path):
 
 
 def test_another_family_is_refused_with_those_that_work(make_tokenizer, tmp_path, trace):
-    GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=1, vocab_size=300)).save_pretrained(tmp_path / "gpt2")
-    make_tokenizer(300).save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(InputError, match=r"family 'gpt2' can't be exported to GGUF(.|\n)*supported: llama"):
-        export_gguf(tmp_path / "gpt2", tmp_path / "gpt2.gguf", "float32", trace)
-    assert not (tmp_path / "gpt2.gguf").exists()
+    OPTForCausalLM(
+        OPTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=1, vocab_size=300)
+    ).save_pretrained(tmp_path / "opt")
+    make_tokenizer(300).save_pretrained(tmp_path / "opt")
+    with pytest.raises(InputError, match=r"family 'opt' can't be exported to GGUF(.|\n)*supported: llama"):
+        export_gguf(tmp_path / "opt", tmp_path / "opt.gguf", "float32", trace)
+    assert not (tmp_path / "opt.gguf").exists()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"hidden_act": "gelu"}, "silu in its MLP"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "RoPE scaled by 'yarn'"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "positions stretched by 'yarn'"),
     ],
 )
 def test_what_the_header_cannot_say_is_refused(source, change, message):
     config = json.loads((source / "config.json").read_text()) | change
     with pytest.raises(InputError, match=message):
-        llama_facts(config, "here")
+        gguf_facts(config, "here")
 
 
 def test_an_int8_directory_has_no_float_file(source, tmp_path, trace):

@@ -51,11 +51,12 @@ def test_a_tokenizer_larger_than_the_model_is_refused(saved):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"normalizer": {"type": "NFC"}}, "the normalizer NFC"),
+        ({"normalizer": {"type": "NFKC"}}, "the normalizer NFKC"),
         ({"pre_tokenizer": {"type": "Whitespace"}}, "the pre-tokenizer"),
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}}, "the pre-tokenizer"),
         ({"pre_tokenizer": None}, "the pre-tokenizer null"),
-        ({"model": {"byte_fallback": True}}, "BPE model with byte fallback"),
+        ({"model": {"byte_fallback": True}}, "byte fallback without the token <0x00>"),
+        ({"model": {"type": "Unigram"}}, "a Unigram model"),
         ({"model": {"ignore_merges": True}}, "gpt-2 with ignore_merges True"),
         ({"model": {"type": "WordPiece"}}, "a WordPiece model"),
         ({"model": {"end_of_word_suffix": "</w>"}}, "BPE with end_of_word_suffix '</w>'"),
@@ -77,3 +78,20 @@ def test_the_cut_of_smollm_is_known_by_its_parts(saved):
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     assert read_tokenizer(saved(pre_tokenizer=json.loads(parts.__getstate__())), CONFIG).pre == "smollm"
+
+
+def test_composing_characters_is_left_to_the_text_and_told(saved):
+    """Qwen and Pythia compose first (NFC); nearly all text is composed already."""
+    tokenizer = read_tokenizer(saved(normalizer={"type": "NFC"}), CONFIG)
+    assert tokenizer.pre == "gpt-2"
+    assert "doesn't compose characters" in tokenizer.fallbacks[0]
+
+
+def test_a_chat_template_is_carried_from_either_file(saved):
+    directory = saved()
+    assert read_tokenizer(directory, CONFIG).chat_template is None
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": "{{ messages }}"}))
+    assert read_tokenizer(directory, CONFIG).chat_template == "{{ messages }}"
+    (directory / "chat_template.jinja").write_text("{{ own }}")
+    assert read_tokenizer(directory, CONFIG).chat_template == "{{ own }}"

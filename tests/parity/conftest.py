@@ -127,16 +127,15 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="session")
-def make_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A function from a name of ``SMALL`` to the directory of such a random model; each is made once."""
+def make_variation(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, dict[str, Any]], Path]:
+    """A function from a name, a class of transformers and what differs from the sizes of all to a random model."""
     root = tmp_path_factory.mktemp("families")
 
-    def make(name: str) -> Path:
+    def make(name: str, kind: str, shape: dict[str, Any]) -> Path:
         directory = root / name
         if directory.exists():
             return directory
         tokenizer = byte_level_tokenizer(400)
-        kind, shape = SMALL[name]
         model_class = getattr(transformers, kind)
         sizes = {
             "hidden_size": 128,
@@ -164,6 +163,12 @@ def make_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         return directory
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_family(make_variation: Callable[[str, str, dict[str, Any]], Path]) -> Callable[[str], Path]:
+    """A function from a name of ``SMALL`` to the directory of such a random model; each is made once."""
+    return lambda name: make_variation(name, *SMALL[name])
 
 
 def rounded_to_nearest(weight_OI: NDArray[np.float32], bits: int, group: int) -> CodedTensor:

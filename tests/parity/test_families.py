@@ -54,18 +54,6 @@ def test_float32_is_transformers(family, tmp_path, tokens_BT, format_):
             assert theirs.generate(prompt, 40) == ours.generate(prompt, 40)
 
 
-@pytest.mark.parametrize("name", ["llama-gqa", "qwen2", "qwen3"])
-def test_gguf_is_transformers(make_family, tmp_path, tokens_BT, name):
-    """Families whose tensors llama.cpp calls and rotates in ways of their own."""
-    source = make_family(name)
-    file = exported(GgufExport(), source, tmp_path, "float32")
-    with open_engine(source, threads=1) as ours, open_engine(file, threads=1) as theirs:
-        expected_BTV = ours.logits(tokens_BT)
-        np.testing.assert_allclose(theirs.logits(tokens_BT), expected_BTV, atol=1e-4 * expected_BTV.std())
-        for prompt in PROMPTS:
-            assert theirs.generate(prompt, 40) == ours.generate(prompt, 40)
-
-
 def test_a_window_that_llama_cpp_would_ignore_is_refused(make_family, tmp_path):
     with pytest.raises(InputError, match="looks back 16 tokens only"):
         exported(GgufExport(), make_family("mistral"), tmp_path, "float32")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, pre_tokenizers
 
 from potstill.core.trace import Trace
+from potstill.export import byte_level
 from potstill.export import tokenizer as exported
 from potstill.export.gguf import export_gguf
 from potstill.runtime.llama_cpp import LlamaCppEngine
@@ -36,19 +37,19 @@ NASTY = (
 
 
 def splits():
-    llama3 = pre_tokenizers.Split(Regex(exported._LLAMA3_REGEX), behavior="isolated", invert=False)
+    llama3 = pre_tokenizers.Split(Regex(byte_level._LLAMA3_REGEX), behavior="isolated", invert=False)
+    qwen2 = pre_tokenizers.Split(Regex(byte_level._QWEN2_REGEX), behavior="isolated", invert=False)
+    byte_alone = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     digits = pre_tokenizers.Digits(individual_digits=True)
     return {
         "gpt-2": (pre_tokenizers.ByteLevel(add_prefix_space=False), False),
         "smollm": (pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]), False),
-        "llama-bpe": (
-            pre_tokenizers.Sequence([llama3, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]),
-            True,
-        ),
+        "llama-bpe": (pre_tokenizers.Sequence([llama3, byte_alone]), True),
+        "qwen2": (pre_tokenizers.Sequence([qwen2, byte_alone]), False),
     }
 
 
-@pytest.fixture(scope="module", params=["gpt-2", "smollm", "llama-bpe"])
+@pytest.fixture(scope="module", params=["gpt-2", "smollm", "llama-bpe", "qwen2"])
 def pair(request, make_llama, make_tokenizer, tmp_path_factory):
     """A GGUF file's tokenizer in llama.cpp, and the same one in Hugging Face's library, names taken as plain text."""
     split, ignore_merges = splits()[request.param]

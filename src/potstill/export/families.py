@@ -89,6 +89,13 @@ class DecoderFacts:
         inner = self.layout.block.get(role)
         return None if inner is None else f"{self.layout.blocks}.{block}.{inner}"
 
+    def roles(self) -> dict[str, str]:
+        """The role of each part by its name: ``name`` the other way round, for all blocks."""
+        found = {name: role for role, name in self.layout.top.items()}
+        for block in range(len(self.blocks)):
+            found |= {f"{self.layout.blocks}.{block}.{inner}": role for role, inner in self.layout.block.items()}
+        return found
+
 
 _LLAMA_BLOCK = {
     "input_norm": "input_layernorm",

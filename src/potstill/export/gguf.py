@@ -3,42 +3,44 @@
 Shapes: O rows (outputs) of a weight, I columns (inputs), G groups of 32 columns, N bytes of a row.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGML_QUANT_VERSION, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, LlamaFileType
+from gguf import GGML_QUANT_SIZES, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 
 from potstill.core import interrupt
 from potstill.core.durable import replacing
 from potstill.core.errors import InputError
 from potstill.core.trace import Trace
+from potstill.export.families import DecoderFacts
 from potstill.export.gguf_blocks import pack_blocks, pack_q8_0, unpack_q8_0
-from potstill.export.llama_layout import LlamaFacts, gguf_name, llama_facts, permuted_for_rope
-from potstill.export.parts import tell_activations
+from potstill.export.gguf_metadata import describe_model, describe_tokenizer
+from potstill.export.llama_layout import (
+    approximations,
+    architecture_of,
+    gguf_facts,
+    gguf_name,
+    norm_change,
+    rope_factors,
+    row_order,
+)
+from potstill.export.parts import COMPUTED, tell_activations
 from potstill.export.settings import Dtype
-from potstill.export.tokenizer import GgufTokenizer, read_tokenizer
-from potstill.model.weights import Weights
+from potstill.export.tokenizer import read_tokenizer
+from potstill.export.tokenizer_check import require_same_cut
+from potstill.model.weights import Weights, inputs_first
 from potstill.quantize.grids import quantize_int8, to_bfloat16, to_float16
 
 __all__ = ["export_gguf", "pack_q8_0", "unpack_q8_0"]
 
+T = TypeVar("T", bound=np.generic)
+
 _GROUP = 32
-_FILE_TYPES: Mapping[Dtype, LlamaFileType] = MappingProxyType(
-    {
-        "float32": LlamaFileType.ALL_F32,
-        "float16": LlamaFileType.MOSTLY_F16,
-        "bfloat16": LlamaFileType.MOSTLY_BF16,
-        "int8": LlamaFileType.MOSTLY_Q8_0,
-        "int4": LlamaFileType.MOSTLY_Q4_0,
-        "q3_k": LlamaFileType.MOSTLY_Q3_K_S,
-        "q2_k": LlamaFileType.MOSTLY_Q2_K,
-    }
-)
 _TYPES: Mapping[str, GGMLQuantizationType] = MappingProxyType(
     {
         "float32": GGMLQuantizationType.F32,
@@ -53,7 +55,7 @@ _TYPES: Mapping[str, GGMLQuantizationType] = MappingProxyType(
 
 
 def export_gguf(source_dir: Path, out_file: Path, dtype: Dtype, trace: Trace) -> None:
-    """Write a Llama-type model as GGUF: matrices in ``dtype``, norms and biases in float32, tied embeddings once.
+    """Write a model as GGUF: matrices in ``dtype``, norms and biases in float32, tied embeddings once.
 
     The source is a Hugging Face directory (``dtype`` a float or int8), or a quantized one of that ``dtype``, whose
     codes and scales are written as they are: a scale that more than 32 columns share is repeated. Text is cut by
@@ -64,15 +66,17 @@ def export_gguf(source_dir: Path, out_file: Path, dtype: Dtype, trace: Trace) ->
     """
     weights = Weights(source_dir)
     _check_dtype(weights, dtype)
-    facts = llama_facts(weights.config, str(source_dir))
+    facts = gguf_facts(weights.config, str(source_dir))
     tokenizer = read_tokenizer(source_dir, weights.config)
     if tokenizer.num_unused:
         trace.note("vocabulary", f"{tokenizer.num_unused} ids have no token; written as unused tokens")
-    plans = [_plan(weights, name, facts, dtype, trace) for name in weights.names]
+    plans = _plans(weights, facts, dtype, trace)
+    for text in (*approximations(facts), *tokenizer.fallbacks):
+        trace.fallback(f"{out_file.name}: {text}")
     with replacing(out_file) as temporary:
-        writer = GGUFWriter(None, MODEL_ARCH_NAMES[facts.architecture])
-        _describe(writer, facts, dtype)
-        _describe_tokenizer(writer, tokenizer)
+        writer = GGUFWriter(None, MODEL_ARCH_NAMES[architecture_of(facts).arch])
+        describe_model(writer, facts, dtype)
+        describe_tokenizer(writer, tokenizer)
         for plan in plans:
             writer.add_tensor_info(plan.gguf_name, plan.shape, np.dtype(np.float32), plan.num_bytes, plan.type)
         writer.write_header_to_file(temporary)
@@ -85,6 +89,7 @@ def export_gguf(source_dir: Path, out_file: Path, dtype: Dtype, trace: Trace) ->
                 trace.progress("export", done, len(plans), "tensors")
         finally:
             writer.close()
+        require_same_cut(source_dir, temporary)
     tell_activations(weights, trace)
     _report(weights, plans, out_file, dtype, trace)
 
@@ -115,17 +120,68 @@ class _Plan:
     read: Callable[[], NDArray[Any]]
 
 
-def _plan(weights: Weights, name: str, facts: LlamaFacts, dtype: Dtype, trace: Trace) -> _Plan:
-    shape = weights.shape(name)
-    stored = _stored_type(weights, name, shape, dtype, trace)
+def _names(weights: Weights, facts: DecoderFacts) -> list[str]:
+    """The tensors to write: all but a tied head, and what old checkpoints carry though the model computes it.
+
+    Raises: InputError: a tensor, or the bias of a linear, that llama.cpp's graph hasn't, or one that it needs.
+    """
+    head = f"{facts.name('head')}.weight" if facts.tied else None
+    names = [name for name in weights.names if name != head and not name.endswith(COMPUTED)]
+    runs = architecture_of(facts)
+    for part, role in facts.roles().items():
+        bias = f"{part}.bias"
+        if role in runs.must_have_bias and bias not in names:
+            raise InputError(
+                f"llama.cpp's {runs.arch.name} needs {bias}, and it isn't there", where=str(weights.directory)
+            )
+        allowed = runs.must_have_bias | runs.may_have_bias
+        if bias in names and facts.layout.norm == "rms" and role not in allowed:
+            raise InputError(f"llama.cpp's {runs.arch.name} has no {bias}", where=str(weights.directory))
+    return names
+
+
+def _plans(weights: Weights, facts: DecoderFacts, dtype: Dtype, trace: Trace) -> list[_Plan]:
+    """Every tensor of the file in its order."""
+    plans = [*_plan_rope(facts), *(_plan(weights, name, facts, dtype, trace) for name in _names(weights, facts))]
+    if facts.tied and architecture_of(facts).wants_own_head:
+        table = gguf_name(f"{facts.name('embeddings')}.weight", facts)
+        (embeddings,) = (plan for plan in plans if plan.gguf_name == table)
+        plans.append(replace(embeddings, gguf_name=gguf_name(f"{facts.name('head')}.weight", facts)))
+    return plans
+
+
+def _plan_rope(facts: DecoderFacts) -> list[_Plan]:
+    """The tensor of rotation factors, where the model's positions are stretched in a way that needs one."""
+    rope = facts.blocks[0].rope
+    factors_J = None if rope is None else rope_factors(rope, facts.head_width)
+    if factors_J is None:
+        return []
+    kind = GGMLQuantizationType.F32
+    return [_Plan("rope_freqs.weight", factors_J.shape, kind, factors_J.nbytes, lambda: factors_J)]
+
+
+def _plan(weights: Weights, name: str, facts: DecoderFacts, dtype: Dtype, trace: Trace) -> _Plan:
+    role = facts.roles().get(name.rpartition(".")[0], "")
+    turned = inputs_first(weights.config, name)
+    shape = weights.shape(name)[::-1] if turned else weights.shape(name)
+    stored = _stored_type(weights, name, role, shape, dtype, trace)
+    order_O = row_order(role, facts)
+
+    def ordered(rows_O: NDArray[T]) -> NDArray[T]:
+        return rows_O if order_O is None else rows_O[order_O]
 
     def floats() -> NDArray[np.float32]:
-        return permuted_for_rope(weights.read(name).float().contiguous().numpy(), name, facts)
+        tensor = weights.read(name).float()
+        rows_O: NDArray[np.float32] = (tensor.T if turned else tensor).contiguous().numpy()
+        if role.endswith("norm") and name.endswith(".weight"):
+            offset, factor = norm_change(role, facts)
+            rows_O = (rows_O + offset) * factor
+        return ordered(rows_O)
 
     def codes() -> NDArray[np.uint8]:
-        coded = weights.read_coded(name) if weights.is_coded(name) else quantize_int8(floats(), _GROUP, name=name)
-        blocks_ON = pack_blocks(coded)
-        return permuted_for_rope(blocks_ON, name, facts) if weights.is_coded(name) else blocks_ON
+        if weights.is_coded(name):
+            return ordered(pack_blocks(weights.read_coded(name)))
+        return pack_blocks(quantize_int8(floats(), _GROUP, name=name))
 
     readers: Mapping[str, Callable[[], NDArray[Any]]] = {
         "F32": floats,
@@ -133,8 +189,8 @@ def _plan(weights: Weights, name: str, facts: LlamaFacts, dtype: Dtype, trace: T
         "BF16": lambda: to_bfloat16(floats(), name=name),
         "Q8_0": codes,
         "Q4_0": codes,
-        "Q3_K": lambda: permuted_for_rope(weights.read_blocks(name).blocks_ON, name, facts),
-        "Q2_K": lambda: permuted_for_rope(weights.read_blocks(name).blocks_ON, name, facts),
+        "Q3_K": lambda: ordered(weights.read_blocks(name).blocks_ON),
+        "Q2_K": lambda: ordered(weights.read_blocks(name).blocks_ON),
     }
     block, block_bytes = GGML_QUANT_SIZES[stored]
     num_bytes = int(np.prod(shape)) // block * block_bytes
@@ -142,11 +198,14 @@ def _plan(weights: Weights, name: str, facts: LlamaFacts, dtype: Dtype, trace: T
 
 
 def _stored_type(
-    weights: Weights, name: str, shape: tuple[int, ...], dtype: Dtype, trace: Trace
+    weights: Weights, name: str, role: str, shape: tuple[int, ...], dtype: Dtype, trace: Trace
 ) -> GGMLQuantizationType:
-    """What a tensor is in the file: what it is in a quantized directory, else ``dtype`` for matrices."""
+    """What a tensor is in the file: what it is in a quantized directory, else ``dtype`` for matrices.
+
+    Tables of positions stay float32, as in quantized directories.
+    """
     grid = weights.blocks_grid(name)
-    if len(shape) != 2:
+    if len(shape) != 2 or (role == "positions" and not weights.quantized):
         return GGMLQuantizationType.F32
     if grid is not None:
         return _TYPES[grid]
@@ -162,40 +221,7 @@ def _stored_type(
     return wanted
 
 
-def _describe(writer: GGUFWriter, facts: LlamaFacts, dtype: Dtype) -> None:
-    writer.add_type("model")
-    writer.add_file_type(_FILE_TYPES[dtype])
-    writer.add_quantization_version(GGML_QUANT_VERSION)
-    writer.add_vocab_size(facts.vocabulary)
-    writer.add_context_length(facts.context)
-    writer.add_block_count(facts.blocks)
-    writer.add_embedding_length(facts.width)
-    writer.add_feed_forward_length(facts.mlp_width)
-    writer.add_head_count(facts.heads)
-    writer.add_head_count_kv(facts.kv_heads)
-    writer.add_key_length(facts.head_width)
-    writer.add_value_length(facts.head_width)
-    writer.add_rope_dimension_count(facts.head_width)
-    writer.add_rope_freq_base(facts.rope_base)
-    writer.add_layer_norm_rms_eps(facts.norm_epsilon)
-
-
-def _describe_tokenizer(writer: GGUFWriter, tokenizer: GgufTokenizer) -> None:
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(tokenizer.pre)
-    writer.add_token_list(list(tokenizer.tokens))
-    writer.add_token_types(list(tokenizer.types))
-    writer.add_token_merges(list(tokenizer.merges))
-    if tokenizer.bos is not None:
-        writer.add_bos_token_id(tokenizer.bos)
-    if tokenizer.eos is not None:
-        writer.add_eos_token_id(tokenizer.eos)
-    if tokenizer.pad is not None:
-        writer.add_pad_token_id(tokenizer.pad)
-    writer.add_add_bos_token(tokenizer.bos is not None)
-
-
-def _report(weights: Weights, plans: list[_Plan], out_file: Path, dtype: Dtype, trace: Trace) -> None:
+def _report(weights: Weights, plans: Sequence[_Plan], out_file: Path, dtype: Dtype, trace: Trace) -> None:
     trace.input(
         f"weights for {out_file.name}",
         shape=[weights.num_parameters()],

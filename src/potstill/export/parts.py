@@ -15,12 +15,12 @@ from potstill.core.trace import Trace
 from potstill.export.families import DecoderFacts, decoder_facts
 from potstill.model.weights import CodedTensor, Weights
 
-__all__ = ["Matrix", "Parts", "require_codes", "tell_activations"]
+__all__ = ["COMPUTED", "Matrix", "Parts", "qkv_rows", "require_codes", "tell_activations"]
 
 Matrix = Tensor | CodedTensor
 """Floats [O, I] in the dtype of the file, or codes and scales."""
 
-_COMPUTED = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
+COMPUTED = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 """Ends of names that old checkpoints carry though the model computes them: masks and frequencies."""
 
 
@@ -34,7 +34,7 @@ class Parts:
         self.weights = weights
         self.facts: DecoderFacts = decoder_facts(weights.config, str(weights.directory))
         self._read: set[str] = set()
-        self._names = {name for name in weights.names if not name.endswith(_COMPUTED)}
+        self._names = {name for name in weights.names if not name.endswith(COMPUTED)}
         if self.facts.tied:
             self._names.discard(self.name("head"))
 
@@ -59,7 +59,7 @@ class Parts:
         if self.facts.layout.columns_first and block is not None and isinstance(stored, Tensor):
             stored = stored.T.contiguous()
         if role == "qkv" and self.facts.layout.qkv_by_head:
-            order_O = self._rows_of_qkv()
+            order_O = qkv_rows(self.facts)
             if isinstance(stored, Tensor):
                 return stored[torch.from_numpy(order_O)]
             return replace(stored, codes_OI=stored.codes_OI[order_O], scales_OG=stored.scales_OG[order_O])
@@ -71,7 +71,7 @@ class Parts:
         if name not in self._names:
             return None
         bias_O = self._vector(name)
-        return bias_O[self._rows_of_qkv()] if role == "qkv" and self.facts.layout.qkv_by_head else bias_O
+        return bias_O[qkv_rows(self.facts)] if role == "qkv" and self.facts.layout.qkv_by_head else bias_O
 
     def norm(self, role: str, block: int | None = None) -> NDArray[np.float32]:
         """The factor of a norm in float32, the family's offset added."""
@@ -97,10 +97,14 @@ class Parts:
         self._read.add(name)
         return name
 
-    def _rows_of_qkv(self) -> NDArray[np.int64]:
-        """Where each row of q, then k, then v stands in a weight that keeps the three together head by head."""
-        rows = np.arange(3 * self.facts.heads * self.facts.head_width)
-        return rows.reshape(self.facts.heads, 3, self.facts.head_width).swapaxes(0, 1).ravel()
+
+def qkv_rows(facts: DecoderFacts) -> NDArray[np.int64]:
+    """Where each row of q, then k, then v stands in a weight that keeps the three together head by head.
+
+    Returns: int64 [O].
+    """
+    rows = np.arange(3 * facts.heads * facts.head_width)
+    return rows.reshape(facts.heads, 3, facts.head_width).swapaxes(0, 1).ravel()
 
 
 def tell_activations(weights: Weights, trace: Trace) -> None:

@@ -73,9 +73,9 @@ def check_exports(formats: Sequence[Export], config: Mapping[str, Any] | None = 
             )
         if config is not None:
             from potstill.export.families import decoder_facts  # noqa: PLC0415 - only where there is a model to look at
-            from potstill.export.llama_layout import llama_facts  # noqa: PLC0415
+            from potstill.export.llama_layout import gguf_facts  # noqa: PLC0415
 
-            (llama_facts if isinstance(settings, GgufExport) else decoder_facts)(config, where)
+            (gguf_facts if isinstance(settings, GgufExport) else decoder_facts)(config, where)
 
 
 def export_variants(formats: Sequence[Export], variants: Mapping[str, Path], out: Path, trace: Trace) -> None:

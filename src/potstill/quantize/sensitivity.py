@@ -86,7 +86,7 @@ class _Measurement:
         self._placed = placed
         self._text = text
         self._folder = folder
-        self._model = StreamedModel(weights)
+        self._model = StreamedModel(weights, bfloat16=False)
         self._shape = (*text.tokens_NT.shape, int(weights.config.get("hidden_size") or weights.config["n_embd"]))
 
     def kl_of_each(self, trace: Trace) -> dict[str, float]:

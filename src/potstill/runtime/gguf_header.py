@@ -14,6 +14,8 @@ __all__ = ["require_loadable"]
 
 _UINT32, _FLOAT32, _STRING, _ARRAY = 4, 6, 8, 9
 _MOST_BLOCKS = 512
+_FUSED = frozenset({"gpt2", "gptneox", "phi3"})
+"""Families whose queries, keys and values are one tensor, cut by what the header says: heads as wide as the model."""
 
 
 def require_loadable(library: Library, path: Path) -> None:
@@ -69,12 +71,34 @@ def _check(header: _Header, path: Path) -> None:
     blocks = header.integer(f"{family}.block_count")
     if blocks is not None and not 0 < blocks <= _MOST_BLOCKS:
         raise _damaged(path, f"{family}.block_count is {blocks}")
-    epsilon = header.number(f"{family}.attention.layer_norm_rms_epsilon")
-    if epsilon is not None and not (epsilon >= 0 and math.isfinite(epsilon)):
-        raise _damaged(path, f"{family}.attention.layer_norm_rms_epsilon is {epsilon}")
+    for kind in ("layer_norm_rms_epsilon", "layer_norm_epsilon"):
+        epsilon = header.number(f"{family}.attention.{kind}")
+        if epsilon is not None and not (epsilon >= 0 and math.isfinite(epsilon)):
+            raise _damaged(path, f"{family}.attention.{kind} is {epsilon}")
+    _check_heads(header, family, path)
     repeated = [text for text, times in Counter(header.texts("tokenizer.ggml.tokens")).items() if times > 1]
     if repeated:
         raise _damaged(path, f"the token {repeated[0].decode(errors='replace')!r} stands in its vocabulary twice")
+
+
+def _check_heads(header: _Header, family: str, path: Path) -> None:
+    """Numbers and widths of heads must fit each other; llama.cpp compares them with tensors in some families only."""
+    heads = header.integer(f"{family}.attention.head_count")
+    width = header.integer(f"{family}.embedding_length")
+    if heads is None or width is None:
+        return
+    if not 0 < heads <= width:
+        raise _damaged(path, f"{family}.attention.head_count is {heads}, for a width of {width}")
+    sharing = header.integer(f"{family}.attention.head_count_kv")
+    if sharing is not None and (not 0 < sharing <= heads or heads % sharing):
+        raise _damaged(path, f"{family}.attention.head_count_kv is {sharing}, for {heads} heads")
+    lengths = {kind: header.integer(f"{family}.attention.{kind}_length") for kind in ("key", "value")}
+    for kind, length in lengths.items():
+        if length is not None and (length <= 0 or (family in _FUSED and heads * length != width)):
+            raise _damaged(path, f"{family}.attention.{kind}_length is {length}, for {heads} heads in {width} columns")
+    rotated = header.integer(f"{family}.rope.dimension_count")
+    if rotated is not None and (rotated % 2 or rotated > (lengths["key"] or width // heads)):
+        raise _damaged(path, f"{family}.rope.dimension_count is {rotated}, more than a head has, or odd")
 
 
 def _damaged(path: Path, what: str) -> InputError:

@@ -166,6 +166,7 @@ _PROTOTYPES: Mapping[str, tuple[Any, tuple[Any, ...]]] = MappingProxyType(
         "llama_model_free": (None, (_POINTER,)),
         "llama_model_get_vocab": (_POINTER, (_POINTER,)),
         "llama_model_n_params": (ctypes.c_uint64, (_POINTER,)),
+        "llama_model_n_ctx_train": (_INT, (_POINTER,)),
         "llama_model_meta_val_str": (_INT, (_POINTER, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t)),
         "llama_vocab_n_tokens": (_INT, (_POINTER,)),
         "llama_init_from_model": (_POINTER, (_POINTER, ContextParams)),

@@ -1,7 +1,8 @@
 """What does llama.cpp itself compute for a GGUF file? An Engine over its C interface.
 
 The key-value cache is float32 and flash attention is off, so that the file's weights are the only approximation; on
-int8 files llama.cpp also rounds activations to int8, 32 at a time, as it does for every user.
+int8 files llama.cpp also rounds activations to int8, 32 at a time, as it does for every user, and in families with a
+GELU it looks that up in a table of float16.
 
 Shapes: B rows of a batch, T tokens of a row, V vocabulary, N tokens of one call to llama.cpp.
 """
@@ -20,6 +21,7 @@ from potstill.core.errors import BugError, InputError, ResourceError
 from potstill.runtime.engine import EngineFacts
 from potstill.runtime.gguf_header import require_loadable
 from potstill.runtime.llama_abi import Batch, load_library
+from potstill.runtime.llama_vocab import cut
 
 __all__ = ["LlamaCppEngine"]
 
@@ -28,6 +30,8 @@ _TOKENS_PER_CALL = 512
 _MOST_ROWS = 64
 _F32 = 0
 _FLASH_ATTENTION_OFF = 0
+_POSITIONS_IN_A_TABLE = frozenset({"gpt2"})
+"""Families in which llama.cpp ends the process at a position that the model hasn't learned."""
 _DTYPES = MappingProxyType({0: "float32", 1: "float16", 2: "int4", 7: "int8", 10: "q2_k", 11: "q3_k", 32: "bfloat16"})
 
 
@@ -100,14 +104,7 @@ class LlamaCppEngine:
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text as llama.cpp cuts it: nothing added, names of special tokens taken as plain text."""
-        content = text.encode()
-        tokens_N = np.empty(len(content) + 8, dtype=np.int32)
-        count = self._library.llama_tokenize(
-            self._vocab, content, len(content), tokens_N.ctypes.data, len(tokens_N), False, False
-        )
-        if count < 0:
-            raise BugError(f"llama.cpp wants room for {-count} tokens of {len(content)} bytes", where=self.facts.name)
-        return [int(token) for token in tokens_N[:count]]
+        return cut(self._library, self._vocab, text)
 
     @property
     def beginning_id(self) -> int | None:
@@ -155,10 +152,14 @@ class LlamaCppEngine:
             )
         return model
 
-    def _dtype(self) -> str:
+    def _said(self, key: bytes) -> str:
+        """What the header says under a key; empty where it says nothing."""
         buffer = ctypes.create_string_buffer(32)
-        length = self._library.llama_model_meta_val_str(self._model, b"general.file_type", buffer, len(buffer))
-        text = buffer.value.decode() if length > 0 else ""
+        length = self._library.llama_model_meta_val_str(self._model, key, buffer, len(buffer))
+        return buffer.value.decode() if length > 0 else ""
+
+    def _dtype(self) -> str:
+        text = self._said(b"general.file_type")
         return _DTYPES.get(int(text), f"file type {text}") if text.isdigit() else "unknown"
 
     def _require_known(self, tokens: NDArray[np.int64]) -> None:
@@ -172,6 +173,12 @@ class LlamaCppEngine:
 
     def _context_for(self, tokens: int, sequences: int) -> "_Context":
         """The open context if it has rows of this length and enough of them, else a new one in its place."""
+        longest = int(self._library.llama_model_n_ctx_train(self._model))
+        if tokens > longest and self._said(b"general.architecture") in _POSITIONS_IN_A_TABLE:
+            raise InputError(
+                f"{tokens:,} tokens in a row are more than its table of {longest:,} positions has",
+                where=self.facts.name,
+            )
         open_ = self._context
         if open_ is not None and (open_.tokens != tokens or open_.sequences < sequences):
             open_.close()
