@@ -223,7 +223,8 @@ def _export(recipe: Recipe) -> Stage | None:
     inputs = _base_inputs(recipe)
     if recipe.quantize:
         inputs["quantize"] = "06-quantize"
-    return Stage("07-export", "files", {"formats": [_json(export) for export in recipe.export]}, inputs, run)
+    formats = {"formats": [_json(export) for export in recipe.export]}
+    return Stage("07-export", "files", formats, inputs, run, code_version=2)
 
 
 def _evaluate(recipe: Recipe) -> Stage:
