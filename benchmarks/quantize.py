@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 from results_folder import results_folder
 
 from potstill.bench import bench
+from potstill.core.hardware import cores_usable
 from potstill.core.memory import peak_memory_bytes, reset_peak_memory
 from potstill.core.settings import parse_settings
 from potstill.core.trace import Trace
@@ -38,7 +40,7 @@ from potstill.quantize.stage import quantize_model
 from potstill.runtime.table import open_engine
 
 FORMATS = ("gguf", "onnx", "openvino", "compressed-tensors")
-_RESAMPLES = 2_000
+_RESAMPLES, _TEST_ROWS = 2_000, 1_000
 _CALIBRATION_ROWS, _CALIBRATION_TOKENS = 128, 512
 
 
@@ -81,6 +83,10 @@ def _row(label: str, scores: Mapping[str, Scores]) -> dict[str, Any]:
     for other, name in against.items():
         difference, low, high = paired_difference(scores[label], scores[other], seed=0, num_resamples=_RESAMPLES)
         row |= {f"nats_over_{name}": difference, f"nats_over_{name}_interval_95": [low, high]}
+        if name == "rtn":
+            pair = [replace(scores[one], nats_N=scores[one].reference_kl_N) for one in (label, other)]
+            difference, low, high = paired_difference(*pair, seed=0, num_resamples=_RESAMPLES)
+            row |= {"kl_over_rtn": difference, "kl_over_rtn_interval_95": [low, high]}
     return row
 
 
@@ -110,7 +116,7 @@ def parity(run: Path, scratch: Path) -> list[dict[str, Any]]:
 
 
 def speed(run: Path, scratch: Path) -> dict[str, Any]:
-    """Rates of all files, interleaved, and each file's bytes and decoding as ratios to the teacher's."""
+    """Rates of all files, interleaved, and each file's bytes and decoding as ratios to the teacher's fastest."""
     teacher, student = run / "stages" / "02-teacher" / "model", _student(run)
     models = {"teacher float32": teacher, "student float32": student}
     for scheme, formats in (
@@ -119,11 +125,10 @@ def speed(run: Path, scratch: Path) -> dict[str, Any]:
         ({"scheme": "int4", "group": 32}, ("gguf", "openvino")),
     ):
         label, directory = _quantized(run, student, scheme, scratch)
-        models |= {
-            f"student {label} {name}": path for name, path in _exported(label, directory, scratch, formats).items()
-        }
-    result = bench(models, Work(prompt_tokens=256, new_tokens=128, rounds=7))
-    base = next(row for row in result["models"] if row["model"] == "teacher float32")
+        models |= {f"student {label} {name}": path for name, path in _exported(directory, scratch, formats).items()}
+    result = bench(models, Work(prompt_tokens=256, new_tokens=128, rounds=7), threads=[1, cores_usable()])
+    of_teacher = [row for row in result["models"] if row["model"] == "teacher float32"]
+    base = max(of_teacher, key=lambda row: row["decode_tokens_per_s"])
     for row in result["models"]:
         row["decode_over_teacher"] = row["decode_tokens_per_s"] / base["decode_tokens_per_s"]
         row["bytes_of_teacher_over_own"] = base["bytes"] / row["bytes"]
@@ -156,7 +161,7 @@ def _student(run: Path) -> Path:
 
 
 def _test_rows(run: Path) -> PackedSequences:
-    return PackedSequences.load(run / "stages" / "01-data", "test")
+    return PackedSequences.load(run / "stages" / "01-data", "test").first(_TEST_ROWS)
 
 
 def _scheme(settings: Mapping[str, Any]) -> Any:  # noqa: ANN401 - one of many schemes

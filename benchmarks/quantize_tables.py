@@ -17,10 +17,19 @@ def methods() -> str:
             f"{line['kl_from_float32_nats']:.4f}",
             _difference(line, "nats_over_float32"),
             _difference(line, "nats_over_rtn"),
+            _difference(line, "kl_over_rtn"),
         ]
         for line in newest("quantize", "methods")
     ]
-    head = ["variant", "perplexity", "over float32", "KL from float32, nats", "nats over float32", "nats over rtn"]
+    head = [
+        "variant",
+        "perplexity",
+        "over float32",
+        "KL from float32, nats",
+        "nats over float32",
+        "nats over rtn",
+        "KL over rtn",
+    ]
     return table(head, rows)
 
 
@@ -46,6 +55,7 @@ def speed() -> str:
         [
             line["model"],
             line["engine"],
+            str(line["threads"]),
             f"{line['bytes'] / 1e6:.2f}",
             f"{line['prefill_tokens_per_s']:,.0f}",
             f"{line['decode_tokens_per_s']:,.0f}",

@@ -29,7 +29,7 @@ def models(tmp_path_factory):
 
 
 def test_every_model_has_a_row_and_the_fastest_is_one_of_them(models):
-    result = bench(models, WORK, threads=1)
+    result = bench(models, WORK, threads=[1])
     assert [(row["model"], row["engine"]) for row in result["models"]] == [
         ("plain", "pytorch"),
         ("exported", "onnxruntime"),
@@ -42,13 +42,18 @@ def test_every_model_has_a_row_and_the_fastest_is_one_of_them(models):
     assert result["left_out"] == {}
 
 
+def test_every_number_of_threads_is_a_row(models):
+    result = bench({"exported": models["exported"]}, WORK, threads=[1, 2])
+    assert [(row["model"], row["threads"]) for row in result["models"]] == [("exported", 1), ("exported", 2)]
+
+
 def test_a_runtime_that_is_missing_leaves_its_model_out_and_says_so(models, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    result = bench(models, WORK, threads=1)
+    result = bench(models, WORK, threads=[1])
     assert [row["model"] for row in result["models"]] == ["plain"]
     assert "pip install 'potstill[onnx]'" in result["left_out"]["exported"]
     with pytest.raises(InputError, match="no model could be opened"):
-        bench({"exported": models["exported"]}, WORK, threads=1)
+        bench({"exported": models["exported"]}, WORK, threads=[1])
 
 
 def test_the_verb_prints_one_json_document(models, capsys):

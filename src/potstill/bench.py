@@ -15,28 +15,34 @@ from potstill.runtime.table import open_engine
 __all__ = ["bench"]
 
 
-def bench(models: Mapping[str, Path], work: Work, *, threads: int | None = None, seed: int = 0) -> dict[str, Any]:
-    """Time prefill and decode of every model, all of them in every round.
+def bench(
+    models: Mapping[str, Path], work: Work, *, threads: Sequence[int] | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """Time prefill and decode of every model, all of them in every round, on each of these numbers of threads.
 
-    A model whose runtime isn't installed is left out and named under ``left_out``, with what to install.
+    Threads unless told: as many as this process may use. A small model often decodes faster on fewer, for its layers
+    are done sooner than several threads meet. A model whose runtime isn't installed is left out and named under
+    ``left_out``, with what to install.
 
     Units: tokens/s; the median of the rounds, the slowest and the fastest.
     Raises: InputError: a path that no runtime opens, or none at all whose runtime is installed.
     """
-    number = threads or cores_usable()
+    numbers = list(dict.fromkeys(threads or [cores_usable()]))
     left_out: dict[str, str] = {}
     with ExitStack() as stack:
-        engines: dict[str, Engine] = {}
+        engines: dict[str, tuple[str, Engine]] = {}
         for name, path in models.items():
             try:
-                engines[name] = stack.enter_context(open_engine(path, threads=number))
+                for number in numbers:
+                    engine = stack.enter_context(open_engine(path, threads=number))
+                    engines[f"{name} on {number} threads"] = (name, engine)
             except ResourceError as error:
                 left_out[name] = str(error)
         if not engines:
             raise InputError(
                 "no model could be opened", where=", ".join(models), next_step="; ".join(left_out.values())
             )
-        speeds = measure_speed(engines, work, Trace(), seed=seed)
+        speeds = measure_speed({key: engine for key, (_, engine) in engines.items()}, work, Trace(), seed=seed)
         rows = [
             {
                 "model": name,
@@ -44,10 +50,11 @@ def bench(models: Mapping[str, Path], work: Work, *, threads: int | None = None,
                 "engine": engine.facts.engine,
                 "dtype": engine.facts.dtype,
                 "bytes": engine.facts.file_bytes,
-                **_rates("prefill_tokens_per_s", speeds[name].prefill_tokens_per_s),
-                **_rates("decode_tokens_per_s", speeds[name].decode_tokens_per_s),
+                "threads": engine.facts.threads,
+                **_rates("prefill_tokens_per_s", speeds[key].prefill_tokens_per_s),
+                **_rates("decode_tokens_per_s", speeds[key].decode_tokens_per_s),
             }
-            for name, engine in engines.items()
+            for key, (name, engine) in engines.items()
         ]
     return {
         "models": rows,
@@ -57,7 +64,7 @@ def bench(models: Mapping[str, Path], work: Work, *, threads: int | None = None,
         "prompt_tokens": work.prompt_tokens,
         "new_tokens": work.new_tokens,
         "rounds": work.rounds,
-        "hardware": {**hardware(), "threads": number},
+        "hardware": hardware(),
     }
 
 

@@ -181,7 +181,9 @@ def show_bench(
     prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1, help="Length of the prompt read.")] = 128,
     new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="How many tokens are decoded.")] = 32,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often all are measured in turn.")] = 5,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of every runtime.")] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option("--threads", min=1, help="Of every runtime; may be repeated: each is tried.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure models in every runtime that opens them, in turn, and name the fastest."""

@@ -203,7 +203,7 @@ def _quantize(recipe: Recipe) -> Stage | None:
     inputs = _base_inputs(recipe)
     if any(text_tokens_of(scheme) for scheme in recipe.quantize):
         inputs["data"] = "01-data"
-    return Stage("06-quantize", "round", settings, inputs, run, code_version=2)
+    return Stage("06-quantize", "round", settings, inputs, run, code_version=3)
 
 
 def _export(recipe: Recipe) -> Stage | None:

@@ -25,10 +25,12 @@ from potstill.core.durable import sha256_of_file
 from potstill.core.errors import InputError
 from potstill.core.trace import Trace
 from potstill.data.sequences import PackedSequences
-from potstill.model.weights import Weights, load_quantized
+from potstill.model.weights import Weights, dequantize, load_quantized
 from potstill.quantize.calibration import CalibrationText, draw_text
 from potstill.quantize.memory import peak_bytes
+from potstill.quantize.methods import round_by_search
 from potstill.quantize.parts import WorkSoFar
+from potstill.quantize.placement import Grid
 from potstill.quantize.settings import Awq, Gptq, Int4, Int8, Int8Channel, KQuant2, Rtn, Search, SmoothQuant
 from potstill.quantize.stage import quantize_model
 from potstill.quantize.streaming import HiddenStates, StreamedModel, batches
@@ -122,7 +124,7 @@ def test_what_each_linear_saw_is_in_the_artefact_and_in_the_trace(make_llama, tm
     quantize_model(scheme, source, tmp_path, trace, text)
     told = json.loads((tmp_path / "calibration.json").read_text())
     assert told["tokens"] == int(text.lengths_N.sum())
-    assert len(told["linears"]) == 14
+    assert len(told["linears"]) == 15, "seven in each block, and the head"
     assert {facts["tokens"] for facts in told["linears"].values()} == {text.num_tokens}, "padding is never counted"
     metrics = {event["name"]: event["value"] for event in events if event["kind"] == "metric"}
     assert metrics["calibration_tokens"] == text.num_tokens
@@ -212,7 +214,9 @@ quantize_model(Int4(method=Gptq()), Path(sys.argv[1]), Path(sys.argv[2]), Trace(
 
 KILLS_ITSELF = """
 import os, signal
+from potstill.quantize.methods import round_by_search
 from potstill.quantize.parts import WorkSoFar
+from potstill.quantize.placement import Grid
 finish, count = WorkSoFar.finish, []
 def finish_or_die(self, part, entries, facts):
     count.append(part)
@@ -232,7 +236,7 @@ def test_killed_at_any_block_it_goes_on_there_and_ends_in_the_same_bytes(make_ll
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     quantize_model(Int4(method=Gptq()), source, whole, Trace(), random_text())
     program = PROGRAM.replace("generator =", KILLS_ITSELF + "generator =", 1)
-    for place in (("4", "before"), ("1", "after")):  # embeddings and the norm are the first two of five parts
+    for place in (("4", "before"), ("1", "after")):  # of five parts: the norm, three blocks, the head
         ended = subprocess.run([sys.executable, "-c", program, str(source), str(killed), *place], check=False)
         assert ended.returncode == -signal.SIGKILL
     assert len(list((killed / "parts").glob("*.safetensors"))) == 4
@@ -257,7 +261,7 @@ def test_a_finished_block_is_not_quantized_again(make_llama, tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         quantize_model(Int4(method=Search()), source, tmp_path, Trace(), text)
     quantize_model(Int4(method=Search()), source, tmp_path, Trace(), text)
-    assert stopped[1:] == [1, 2]
+    assert stopped[1:] == [1, 2, None], "the head comes last"
 
 
 def test_peak_memory_does_not_grow_with_depth(make_llama, tmp_path):
@@ -377,3 +381,27 @@ def test_text_is_drawn_evenly_and_too_little_of_it_is_told(trace, events):
     assert not events
     assert draw_text(sequences, 100, trace).num_tokens == 40
     assert [event["kind"] for event in events] == ["fallback"]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_head_is_quantized_on_what_it_reads(make_llama, tmp_path, trace, tied):
+    """Its error on the text is less than that of scales searched on its weights alone, which it got before."""
+    source = make_llama(f"head-{tied}", hidden_size=64, intermediate_size=96, tie_word_embeddings=tied)
+    text = random_text()
+    quantize_model(Int4(method=Gptq()), source, tmp_path / "gptq", trace, text)
+    told = json.loads((tmp_path / "gptq" / "calibration.json").read_text())["linears"]
+    name = "model.embed_tokens.weight" if tied else "lm_head.weight"
+    assert told[name]["tokens"] == int(text.lengths_N.sum())
+    inputs_PD = _final_states(source, text)
+    exact = Weights(source).read(name).float()
+    coded = torch.from_numpy(dequantize(Weights(tmp_path / "gptq").read_coded(name)))
+    searched = torch.from_numpy(dequantize(round_by_search(exact, Grid("int4", 32), None)))
+    errors = [float((inputs_PD @ (weight - exact).T).square().sum()) for weight in (coded, searched)]
+    assert errors[0] < 0.9 * errors[1]
+
+
+def _final_states(source, text):
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        states_NTD = model.model(input_ids=torch.from_numpy(text.tokens_NT)).last_hidden_state
+    return states_NTD[torch.arange(text.tokens_NT.shape[1]) < torch.from_numpy(text.lengths_N)[:, None]]

@@ -19,6 +19,10 @@ from potstill.runtime.engine import Engine
 __all__ = ["Rate", "Speed", "Work", "measure_speed"]
 
 
+_REST_S = 0.02
+"""Before each measurement: threads of the runtime before spin for a while after their work, and would take a core."""
+
+
 @dataclass(frozen=True)
 class Work:
     """How much is read and written in one measurement."""
@@ -93,6 +97,7 @@ def _run(
         first = round_number % len(names)
         for name in names[first:] + names[:first]:
             interrupt.check()
+            time.sleep(_REST_S)
             start = clock()
             engines[name].generate(prompt, job.new_tokens)
             took_s = max(clock() - start, 1e-9)

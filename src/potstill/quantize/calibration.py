@@ -26,8 +26,8 @@ from potstill.quantize.folding import folds_of
 from potstill.quantize.methods import CODED, BlockWork, needs_hessian, round_linear, scale_inputs
 from potstill.quantize.parts import Part, WorkSoFar
 from potstill.quantize.placement import Placement, grid_of
-from potstill.quantize.settings import Awq, Calibrated, Int8Channel, Scheme, SmoothQuant
-from potstill.quantize.statistics import Observer
+from potstill.quantize.settings import Awq, Calibrated, Gptq, Int8Channel, Scheme, SmoothQuant
+from potstill.quantize.statistics import InputStatistics, Observer
 from potstill.quantize.streaming import HiddenStates, StreamedModel, batches
 
 __all__ = ["CalibratedBlocks", "CalibrationText", "draw_text", "load_rows"]
@@ -143,6 +143,46 @@ class CalibratedBlocks:
         hidden.path.unlink()
         return told
 
+    @property
+    def head(self) -> str | None:
+        """The name of the weight that ``quantize_head`` can quantize, after the blocks; None where there is none."""
+        return self._model.head
+
+    def quantize_head(self, part: Part, placed: Mapping[str, Placement]) -> dict[str, Any]:
+        """Quantize the output head, tied or not, on what the final norm makes of the last block's outputs."""
+        (name,) = part.tensors
+        hidden = self._hidden(self._model.num_blocks)
+        self._require_whole(hidden)
+        path = name.removesuffix(".weight")
+        matrix = self._weights.read(name).float().contiguous()
+        seen = self._observe_head(hidden)
+        work = BlockWork("", {path: matrix}, {}, {path: seen}, {path: placed[name]})
+        # nothing before a head can be scaled where it is tied, but a Hessian that AWQ looks at serves GPTQ
+        method = Gptq() if isinstance(self._method, Awq) else self._method
+        entry, linear = _round_one(method, name, path, work)
+        error, total = squares(matrix.numpy(), entry.back)
+        told = [text for text in (placed[name].fallback, *work.told) if text]
+        facts = {"error": error, "total": total, "fallbacks": told, "linears": {name: linear}, "exponents": {}}
+        return self._work.finish(part, entry.entries, facts)
+
+    def _observe_head(self, hidden: HiddenStates) -> InputStatistics:
+        seen = InputStatistics(self._shape[2], hessian=needs_hessian(self._method))
+        columns_T = np.arange(self._shape[1])
+        with self._model.final_norm() as norm, torch.inference_mode():
+            for rows in batches(*self._shape[:2]):
+                interrupt.check()
+                scored_BT = torch.from_numpy(columns_T < self._text.lengths_N[rows, None])
+                seen.add(norm(hidden.read(rows)[scored_BT]))
+        return seen
+
+    def _require_whole(self, hidden: HiddenStates) -> None:
+        if not hidden.whole:
+            raise InputError(
+                "is not what the stopped run left there",
+                where=str(hidden.path),
+                next_step=f"delete {self._work.folder}, and start again",
+            )
+
     def _hidden(self, block: int) -> HiddenStates:
         return HiddenStates(self._work.folder / f"hidden-{block:05d}.f32", self._shape)
 
@@ -153,12 +193,7 @@ class CalibratedBlocks:
                 other.unlink()
         if block:
             self._model.embed(self._text.tokens_NT, None)
-            if not hidden.whole:
-                raise InputError(
-                    "is not what the stopped run left there",
-                    where=str(hidden.path),
-                    next_step=f"delete {self._work.folder}, and start again",
-                )
+            self._require_whole(hidden)
         else:
             self._model.embed(self._text.tokens_NT, hidden)
         self._begun = True
@@ -199,7 +234,7 @@ class CalibratedBlocks:
         error = total = 0.0
         for name, path in paths.items():
             interrupt.check()
-            entries[name], linears[name] = self._round_one(name, path, work)
+            entries[name], linears[name] = _round_one(self._method, name, path, work)
             missed, size = squares(matrices[path].numpy(), entries[name].back)
             error, total = error + missed, total + size
             if inputs_first(config, name):
@@ -211,13 +246,6 @@ class CalibratedBlocks:
         told += work.told
         facts = {"error": error, "total": total, "fallbacks": told, "linears": linears, "exponents": exponents}
         return entries, facts
-
-    def _round_one(self, name: str, path: str, work: BlockWork) -> tuple[Encoded, dict[str, Any]]:
-        grid = work.placed[path].grid
-        if grid.name not in {*CODED, "q3_k", "q2_k"}:
-            return to_float(name, work.matrices[path].numpy(), grid), {"tokens": work.seen[path].tokens}
-        made, facts = round_linear(self._method, work, path)
-        return encode_coded(name, made) if isinstance(made, CodedTensor) else encode_blocks(name, made), facts
 
     def _round_activations(self, block: int, placed: Mapping[str, Placement]) -> list[Any]:
         """In a W8A8 scheme, let the block's linears with a scale per row see rounded inputs, as the runtime will."""
@@ -231,6 +259,15 @@ class CalibratedBlocks:
             for rows in batches(*self._shape[:2]):
                 interrupt.check()
                 write(self._model.run(block, hidden, rows))
+
+
+def _round_one(method: Calibrated, name: str, path: str, work: BlockWork) -> tuple[Encoded, dict[str, Any]]:
+    """A linear on its grid, by the method where that has codes, and what there is to tell of it."""
+    grid = work.placed[path].grid
+    if grid.name not in {*CODED, "q3_k", "q2_k"}:
+        return to_float(name, work.matrices[path].numpy(), grid), {"tokens": work.seen[path].tokens}
+    made, facts = round_linear(method, work, path)
+    return encode_coded(name, made) if isinstance(made, CodedTensor) else encode_blocks(name, made), facts
 
 
 class _Zeros(dict[str, int]):

@@ -65,12 +65,12 @@ def quantize_model(
     blocks = None if method is None else CalibratedBlocks(scheme, method, weights, _required(text, out), work)
     _tell_input(weights, trace)
     parts, told = parts_of(weights.names), []
+    head = None if blocks is None else blocks.head
+    parts.sort(key=lambda part: part.tensors == [head])  # it reads what the blocks make of the text, so it comes last
     for done, part in enumerate(parts, start=1):
         facts = work.facts(part)
-        if facts is None and blocks is not None and part.block is not None:
-            facts = blocks.quantize(part, placed)
-        elif facts is None:
-            facts = _round_part(weights, part, placed, work, method)
+        if facts is None:
+            facts = _finish_part(part, placed, weights, work, method, blocks)
         for sentence in facts["fallbacks"]:
             trace.fallback(sentence)
         told.append(facts)
@@ -82,6 +82,22 @@ def quantize_model(
         shutil.copyfile(work.folder / SENSITIVITY_FILE, out / SENSITIVITY_FILE)
     _tell_output(scheme, weights, out, told, trace)
     work.remove()
+
+
+def _finish_part(
+    part: Part,
+    placed: Mapping[str, Placement],
+    weights: Weights,
+    work: WorkSoFar,
+    method: Calibrated | None,
+    blocks: CalibratedBlocks | None,
+) -> dict[str, Any]:
+    """Quantize a part on the text where there is one and it can, else from its weights alone; what there is to tell."""
+    if blocks is not None and part.block is not None:
+        return blocks.quantize(part, placed)
+    if blocks is not None and part.tensors == [blocks.head]:
+        return blocks.quantize_head(part, placed)
+    return _round_part(weights, part, placed, work, method)
 
 
 def _required(text: CalibrationText | None, out: Path) -> CalibrationText:

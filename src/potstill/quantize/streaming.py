@@ -93,6 +93,32 @@ class StreamedModel:
             f"{self.prefix(block)}{path}.weight": inside.get_submodule(path) for path in self.family.linears.values()
         }
 
+    @property
+    def head(self) -> str | None:
+        """The name in the files of the weight that makes logits of hidden states, the embeddings' where both are one.
+
+        None where something other than the final norm stands between the last block and it.
+        """
+        decoder = self._model.get_submodule(self.family.decoder)
+        if getattr(decoder, "project_out", None) is not None or self.family.norm not in self._modules():
+            return None
+        head = self._model.get_output_embeddings()
+        own = next(f"{name}.weight" for name, module in self._modules().items() if module is head)
+        return own if own in self._weights.names else f"{self.family.embeddings}.weight"
+
+    @contextmanager
+    def final_norm(self) -> Iterator[nn.Module]:
+        """The norm between the last block and the head, with its weights."""
+        norm, prefix = self._model.get_submodule(self.family.norm), f"{self.family.norm}."
+        names = [name for name in self._weights.names if name.startswith(prefix)]
+        state = {name.removeprefix(prefix): self._weights.read(name).float() for name in names}
+        norm.load_state_dict(state, strict=True, assign=True)
+        yield norm
+        norm.to("meta")
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return dict(self._model.named_modules())
+
     def prefix(self, block: int) -> str:
         """How names of a block's tensors begin."""
         return f"{self.family.blocks}.{block}."
