@@ -15,7 +15,7 @@ def methods() -> str:
             f"{line['perplexity']:.2f}",
             f"{100 * (line['perplexity_over_float32'] - 1):+.2f} %",
             f"{line['kl_from_float32_nats']:.4f}",
-            _difference(line, "nats_over_float32"),
+            "" if line["variant"] == "float32" else _difference(line, "nats_over_float32"),
             _difference(line, "nats_over_rtn"),
             _difference(line, "kl_over_rtn"),
         ]
@@ -67,11 +67,12 @@ def speed() -> str:
     head = [
         "model",
         "engine",
+        "threads",
         "MB",
         "prefill, tokens/s",
         "decode, tokens/s",
-        "decode / teacher",
-        "teacher's bytes / own",
+        "decode ratio",
+        "size ratio",
     ]
     return table(head, rows)
 

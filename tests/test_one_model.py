@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from potstill.cli import main
 from potstill.core.errors import InputError, RecipeError, ResourceError
 from potstill.data.settings import Files
-from potstill.export.llama_layout import gguf_name, llama_facts
+from potstill.export.llama_layout import gguf_facts, gguf_name
 from potstill.export.settings import CompressedTensorsExport, GgufExport, OnnxExport, OpenvinoExport
 from potstill.model.weights import Weights
 from potstill.one_model import QuantizeSettings, quantize_one_model
@@ -102,7 +102,7 @@ def test_linears_that_suffer_most_are_kept_in_every_file(model, text, tmp_path, 
     told = json.loads((Path(summary["directory"]) / "sensitivity.json").read_text())
     dearest = sorted(told, key=told.get)[-2:]
     types = {tensor.name: tensor.tensor_type for tensor in GGUFReader(summary["files"][0]["path"]).tensors}
-    facts = llama_facts(json.loads((model / "config.json").read_text()), "")
+    facts = gguf_facts(json.loads((model / "config.json").read_text()), "")
     assert {types[gguf_name(name, facts)] for name in dearest} == {GGMLQuantizationType.F16}
     assert list(types.values()).count(GGMLQuantizationType.F16) == 2
 

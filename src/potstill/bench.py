@@ -8,7 +8,7 @@ from typing import Any
 from potstill.core.errors import InputError, ResourceError
 from potstill.core.hardware import cores_usable, hardware
 from potstill.core.trace import Trace
-from potstill.evaluate.speed import Rate, Work, measure_speed
+from potstill.evaluate.speed import Rate, Speed, Work, measure_speed
 from potstill.runtime.engine import Engine
 from potstill.runtime.table import open_engine
 
@@ -43,19 +43,7 @@ def bench(
                 "no model could be opened", where=", ".join(models), next_step="; ".join(left_out.values())
             )
         speeds = measure_speed({key: engine for key, (_, engine) in engines.items()}, work, Trace(), seed=seed)
-        rows = [
-            {
-                "model": name,
-                "format": engine.facts.format,
-                "engine": engine.facts.engine,
-                "dtype": engine.facts.dtype,
-                "bytes": engine.facts.file_bytes,
-                "threads": engine.facts.threads,
-                **_rates("prefill_tokens_per_s", speeds[key].prefill_tokens_per_s),
-                **_rates("decode_tokens_per_s", speeds[key].decode_tokens_per_s),
-            }
-            for key, (name, engine) in engines.items()
-        ]
+        rows = [_row(name, engine, speeds[key]) for key, (name, engine) in engines.items()]
     return {
         "models": rows,
         "fastest_prefill": _fastest(rows, "prefill_tokens_per_s"),
@@ -65,6 +53,19 @@ def bench(
         "new_tokens": work.new_tokens,
         "rounds": work.rounds,
         "hardware": hardware(),
+    }
+
+
+def _row(name: str, engine: Engine, speed: Speed) -> dict[str, Any]:
+    return {
+        "model": name,
+        "format": engine.facts.format,
+        "engine": engine.facts.engine,
+        "dtype": engine.facts.dtype,
+        "bytes": engine.facts.file_bytes,
+        "threads": engine.facts.threads,
+        **_rates("prefill_tokens_per_s", speed.prefill_tokens_per_s),
+        **_rates("decode_tokens_per_s", speed.decode_tokens_per_s),
     }
 
 

@@ -106,7 +106,7 @@ def pair(request, make_llama, tmp_path_factory):
     tokenizer = spaced(normalizer, every_merge=every_merge, split_by=split)
     if request.param == "gemma":
         tokenizer.pre_tokenizer = split
-    directory = saved(tokenizer, make_llama("wide", vocabulary=720), tmp_path_factory.mktemp("spaced"))
+    directory = saved(tokenizer, make_llama("wide-720", vocabulary=720), tmp_path_factory.mktemp("spaced"))
     export_gguf(directory, directory / "model.gguf", "int8", Trace())
     fields = fields_of(directory / "model.gguf")
     assert fields["tokenizer.ggml.model"] == model
@@ -153,7 +153,7 @@ def test_tokens_become_text_again(pair):
 
 @pytest.fixture
 def model(make_llama):
-    return make_llama("wide", vocabulary=720)
+    return make_llama("wide-720", vocabulary=720)
 
 
 def test_merges_that_scores_cannot_say_are_refused_with_a_space_before(model, tmp_path):

@@ -158,4 +158,4 @@ def test_the_bench_refuses_it_too(whole, tmp_path):
     struct.pack_into("<Q", content, Places(whole).tensors["blk.0.ffn_down.weight"]["offset"], 2**40)
     (tmp_path / "lying.gguf").write_bytes(content)
     with pytest.raises(InputError, match=r"llama\.cpp can't load it: .* has offset"):
-        bench({"lying": tmp_path / "lying.gguf"}, Work(prompt_tokens=4, new_tokens=2, rounds=1), threads=1)
+        bench({"lying": tmp_path / "lying.gguf"}, Work(prompt_tokens=4, new_tokens=2, rounds=1), threads=[1])

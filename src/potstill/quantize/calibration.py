@@ -32,6 +32,9 @@ from potstill.quantize.streaming import HiddenStates, StreamedModel, batches
 
 __all__ = ["CalibratedBlocks", "CalibrationText", "draw_text", "load_rows"]
 
+_DAMPING_OF_TIED = 1.0
+"""Of a head that is the embeddings too: so much of it keeps rows near what they were for whoever looks them up."""
+
 
 @dataclass(frozen=True)
 class CalibrationText:
@@ -159,6 +162,8 @@ class CalibratedBlocks:
         work = BlockWork("", {path: matrix}, {}, {path: seen}, {path: placed[name]})
         # nothing before a head can be scaled where it is tied, but a Hessian that AWQ looks at serves GPTQ
         method = Gptq() if isinstance(self._method, Awq) else self._method
+        if isinstance(method, Gptq) and name.startswith(self._model.family.embeddings):
+            method = method.model_copy(update={"damping": _DAMPING_OF_TIED})
         entry, linear = _round_one(method, name, path, work)
         error, total = squares(matrix.numpy(), entry.back)
         told = [text for text in (placed[name].fallback, *work.told) if text]

@@ -37,7 +37,8 @@ class InputStatistics:
         if self.hessian_II is None:
             self.squares_I += inputs_PI.square().sum(0)
         else:
-            self.hessian_II += inputs_PI.T @ inputs_PI
+            with torch.autocast(inputs_PI.device.type, enabled=False):  # whoever calls may compute in bfloat16
+                self.hessian_II += inputs_PI.T @ inputs_PI
             self.squares_I = self.hessian_II.diagonal()
 
     def divide(self, factors_I: Tensor) -> None:
