@@ -72,7 +72,7 @@ def export_gguf(source_dir: Path, out_file: Path, dtype: Dtype, trace: Trace) ->
         trace.note("vocabulary", f"{tokenizer.num_unused} ids have no token; written as unused tokens")
     plans = _plans(weights, facts, dtype, trace)
     for text in (*approximations(facts), *tokenizer.fallbacks):
-        trace.fallback(f"{out_file.name}: {text}")
+        trace.fallback(text)
     with replacing(out_file) as temporary:
         writer = GGUFWriter(None, MODEL_ARCH_NAMES[architecture_of(facts).arch])
         describe_model(writer, facts, dtype)
