@@ -32,9 +32,6 @@ from potstill.quantize.streaming import HiddenStates, StreamedModel, batches
 
 __all__ = ["CalibratedBlocks", "CalibrationText", "draw_text", "load_rows"]
 
-_DAMPING_OF_TIED = 1.0
-"""Of a head that is the embeddings too: so much of it keeps rows near what they were for whoever looks them up."""
-
 
 @dataclass(frozen=True)
 class CalibrationText:
@@ -56,6 +53,10 @@ class CalibrationText:
         num_rows = min(len(self.lengths_N), max(1, round(num_tokens * len(self.lengths_N) / max(1, self.num_tokens))))
         rows_N = np.linspace(0, len(self.lengths_N) - 1, num_rows).round().astype(np.int64)
         return CalibrationText(self.tokens_NT[rows_N], self.lengths_N[rows_N])
+
+    def scored(self, rows: slice) -> Tensor:
+        """Which positions of some rows are no padding, bool [B, T]."""
+        return torch.from_numpy(np.arange(self.tokens_NT.shape[1]) < self.lengths_N[rows, None])
 
     @property
     def fingerprint(self) -> str:
@@ -114,8 +115,7 @@ class CalibratedBlocks:
                 next_step="cut the text with the tokenizer of this model",
             )
         config = weights.config
-        width = int(config.get("hidden_size") or config["n_embd"])
-        self._shape = (*text.tokens_NT.shape, width)
+        self._shape = (*text.tokens_NT.shape, self._model.width)
         self._begun = False
         if isinstance(method, Awq | SmoothQuant) and not folds_of(str(config["model_type"]), _Zeros(), _Zeros()):
             raise InputError(
@@ -137,7 +137,7 @@ class CalibratedBlocks:
         entries, facts = self._round(block, tensors, placed, seen)
         hooks = self._round_activations(block, placed)
         _assign(module, {name: encoded.back for name, encoded in entries.items()}, self._model.prefix(block))
-        self._pass_on(block, hidden)
+        self._model.pass_on(block, hidden, self._hidden(block + 1))
         for hook in hooks:
             hook.remove()
         self._model.empty(block)
@@ -159,11 +159,11 @@ class CalibratedBlocks:
         path = name.removesuffix(".weight")
         matrix = self._weights.read(name).float().contiguous()
         seen = self._observe_head(hidden)
+        if path == self._model.family.embeddings:
+            seen.count_lookups()
         work = BlockWork("", {path: matrix}, {}, {path: seen}, {path: placed[name]})
         # nothing before a head can be scaled where it is tied, but a Hessian that AWQ looks at serves GPTQ
         method = Gptq() if isinstance(self._method, Awq) else self._method
-        if isinstance(method, Gptq) and name.startswith(self._model.family.embeddings):
-            method = method.model_copy(update={"damping": _DAMPING_OF_TIED})
         entry, linear = _round_one(method, name, path, work)
         error, total = squares(matrix.numpy(), entry.back)
         told = [text for text in (placed[name].fallback, *work.told) if text]
@@ -172,12 +172,10 @@ class CalibratedBlocks:
 
     def _observe_head(self, hidden: HiddenStates) -> InputStatistics:
         seen = InputStatistics(self._shape[2], hessian=needs_hessian(self._method))
-        columns_T = np.arange(self._shape[1])
         with self._model.final_norm() as norm, torch.inference_mode():
             for rows in batches(*self._shape[:2]):
                 interrupt.check()
-                scored_BT = torch.from_numpy(columns_T < self._text.lengths_N[rows, None])
-                seen.add(norm(hidden.read(rows)[scored_BT]))
+                seen.add(norm(hidden.read(rows)[self._text.scored(rows)]))
         return seen
 
     def _require_whole(self, hidden: HiddenStates) -> None:
@@ -208,11 +206,10 @@ class CalibratedBlocks:
         linears = {name.removeprefix(prefix): module for name, module in self._model.linears(block).items()}
         linears = {name.removesuffix(".weight"): module for name, module in linears.items()}
         observer = Observer(linears, hessian=needs_hessian(self._method))
-        columns_T = np.arange(self._shape[1])
         try:
             for rows in batches(*self._shape[:2]):
                 interrupt.check()
-                observer.scored_BT = torch.from_numpy(columns_T < self._text.lengths_N[rows, None])
+                observer.scored_BT = self._text.scored(rows)
                 self._model.run(block, hidden, rows)
                 observer.forget_tensors()
         finally:
@@ -258,12 +255,6 @@ class CalibratedBlocks:
             return []
         linears = self._model.linears(block)
         return [round_inputs(linears[name]) for name in linears if placed[name].grid == grid_of(Int8Channel())]
-
-    def _pass_on(self, block: int, hidden: HiddenStates) -> None:
-        with self._hidden(block + 1).writing() as write:
-            for rows in batches(*self._shape[:2]):
-                interrupt.check()
-                write(self._model.run(block, hidden, rows))
 
 
 def _round_one(method: Calibrated, name: str, path: str, work: BlockWork) -> tuple[Encoded, dict[str, Any]]:

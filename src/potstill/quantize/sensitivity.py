@@ -7,7 +7,7 @@ Shapes: B rows of a batch, T tokens, D width, P positions, V vocabulary, O rows 
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from potstill.quantize.encode import encode
 from potstill.quantize.parts import Part, WorkSoFar, parts_of
 from potstill.quantize.placement import Grid, Placement, grid_of
 from potstill.quantize.settings import Int8Channel, Keep, KeepSensitive
-from potstill.quantize.streaming import HiddenStates, StreamedModel, batches
+from potstill.quantize.streaming import HiddenStates, StreamedModel
 
 __all__ = ["SENSITIVITY_FILE", "most_sensitive", "sum_of_forward_kl"]
 
@@ -87,7 +87,7 @@ class _Measurement:
         self._text = text
         self._folder = folder
         self._model = StreamedModel(weights, bfloat16=False)
-        self._shape = (*text.tokens_NT.shape, int(weights.config.get("hidden_size") or weights.config["n_embd"]))
+        self._shape = (*text.tokens_NT.shape, self._model.width)
 
     def kl_of_each(self, trace: Trace) -> dict[str, float]:
         """Forward KL per position, in nats, by the name of the linear that is rounded."""
@@ -142,27 +142,21 @@ class _Measurement:
 
     def _pass_on(self, block: int, states: HiddenStates, name: str) -> HiddenStates:
         after = self._states(name, block + 1)
-        with after.writing() as write:
-            for rows in self._batches():
-                interrupt.check()
-                write(self._model.run(block, states, rows))
+        self._model.pass_on(block, states, after)
         return after
 
     def _compare(self, exact: HiddenStates, changed: Mapping[str, HiddenStates]) -> dict[str, float]:
         totals = dict.fromkeys(changed, 0.0)
-        columns_T = np.arange(self._shape[1])
         with self._model.read_out() as logits:
             for row in range(self._shape[0]):
                 interrupt.check()
-                scored_T = torch.from_numpy(columns_T < self._text.lengths_N[row])
-                exact_PV = logits(exact.read(slice(row, row + 1))[0, scored_T])
+                rows = slice(row, row + 1)
+                scored_1T = self._text.scored(rows)
+                exact_PV = logits(exact.read(rows)[scored_1T])
                 for name, states in changed.items():
-                    other_PV = logits(states.read(slice(row, row + 1))[0, scored_T])
+                    other_PV = logits(states.read(rows)[scored_1T])
                     totals[name] += sum_of_forward_kl(exact_PV, other_PV)
         return {name: total / self._text.num_tokens for name, total in totals.items()}
 
     def _states(self, name: str, block: int) -> HiddenStates:
         return HiddenStates(self._folder / f"{name}-{block:05d}.f32", self._shape)
-
-    def _batches(self) -> Iterator[slice]:
-        return batches(*self._shape[:2])

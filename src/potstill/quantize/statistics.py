@@ -41,6 +41,11 @@ class InputStatistics:
                 self.hessian_II += inputs_PI.T @ inputs_PI
             self.squares_I = self.hessian_II.diagonal()
 
+    def count_lookups(self) -> None:
+        """Count that rows of the weight are also read as they are, being embeddings: as much again, in no direction."""
+        if self.hessian_II is not None:
+            self.hessian_II.diagonal().add_(self.hessian_II.diagonal().mean())
+
     def divide(self, factors_I: Tensor) -> None:
         """What the sums are after each input is divided by its factor."""
         factors_I = factors_I.double()

@@ -9,6 +9,7 @@ Shapes: N rows, B rows of a batch, T tokens, D width.
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -93,31 +94,24 @@ class StreamedModel:
             f"{self.prefix(block)}{path}.weight": inside.get_submodule(path) for path in self.family.linears.values()
         }
 
-    @property
+    @cached_property
     def head(self) -> str | None:
         """The name in the files of the weight that makes logits of hidden states, the embeddings' where both are one.
 
         None where something other than the final norm stands between the last block and it.
         """
-        decoder = self._model.get_submodule(self.family.decoder)
-        if getattr(decoder, "project_out", None) is not None or self.family.norm not in self._modules():
+        modules = dict(self._model.named_modules())
+        if getattr(modules[self.family.decoder], "project_out", None) is not None or self.family.norm not in modules:
             return None
         head = self._model.get_output_embeddings()
-        own = next(f"{name}.weight" for name, module in self._modules().items() if module is head)
+        own = next(f"{name}.weight" for name, module in modules.items() if module is head)
         return own if own in self._weights.names else f"{self.family.embeddings}.weight"
 
-    @contextmanager
-    def final_norm(self) -> Iterator[nn.Module]:
-        """The norm between the last block and the head, with its weights."""
-        norm, prefix = self._model.get_submodule(self.family.norm), f"{self.family.norm}."
-        names = [name for name in self._weights.names if name.startswith(prefix)]
-        state = {name.removeprefix(prefix): self._weights.read(name).float() for name in names}
-        norm.load_state_dict(state, strict=True, assign=True)
-        yield norm
-        norm.to("meta")
-
-    def _modules(self) -> dict[str, nn.Module]:
-        return dict(self._model.named_modules())
+    @property
+    def width(self) -> int:
+        """D."""
+        config = self._weights.config
+        return int(config.get("hidden_size") or config["n_embd"])
 
     def prefix(self, block: int) -> str:
         """How names of a block's tensors begin."""
@@ -129,19 +123,13 @@ class StreamedModel:
         Blocks are called with the same positions and masks for every row, so one row is enough to learn that; None
         for ``into`` does nothing else.
         """
-        part = f"{self.family.decoder}."
-        outside = [name for name in self._weights.names if not name.startswith(f"{self.family.blocks}.")]
-        state = {name.removeprefix(part): self._weights.read(name).float() for name in outside if name.startswith(part)}
-        decoder = self._model.get_submodule(self.family.decoder)
-        decoder.load_state_dict(state, strict=False, assign=True)
-        with torch.inference_mode():
+        with self._in_memory(f"{self.family.decoder}."), torch.inference_mode():
             if into is not None:
                 with into.writing() as write:
                     for rows in batches(*tokens_NT.shape):
                         interrupt.check()
                         write(self._record(tokens_NT[rows]))
             self._record(tokens_NT[:1])
-        decoder.load_state_dict({name: tensor.to("meta") for name, tensor in state.items()}, strict=False, assign=True)
 
     def fill(self, block: int, state: Mapping[str, Tensor]) -> nn.Module:
         """Give a block its weights, by their names in the files, and return it.
@@ -172,20 +160,41 @@ class StreamedModel:
         states_BTD: Tensor = output[0] if isinstance(output, tuple) else output
         return states_BTD
 
+    def pass_on(self, block: int, hidden: HiddenStates, after: HiddenStates) -> None:
+        """Write what the block makes of all rows."""
+        with after.writing() as write:
+            for rows in batches(*hidden.shape[:2]):
+                interrupt.check()
+                write(self.run(block, hidden, rows))
+
+    @contextmanager
+    def final_norm(self) -> Iterator[nn.Module]:
+        """The norm between the last block and the head; its weights are in memory meanwhile."""
+        with self._in_memory(f"{self.family.norm}."):
+            yield self._model.get_submodule(self.family.norm)
+
     @contextmanager
     def read_out(self) -> Iterator[Callable[[Tensor], Tensor]]:
         """A function from the last block's outputs [P, D] to logits [P, V]; norm and head are in memory meanwhile."""
-        names = [name for name in self._weights.names if not name.startswith(f"{self.family.blocks}.")]
-        state = {OTHER_NAMES.get(name, name): self._weights.read(name).float() for name in names}
-        state.setdefault("lm_head.weight", state[f"{self.family.embeddings}.weight"])
-        self._model.load_state_dict(state, strict=False, assign=True)
 
         def logits(states_PD: Tensor) -> Tensor:
             with torch.inference_mode():
                 return logits_of(self._model, self._model.get_submodule(self.family.norm)(states_PD))
 
-        try:
+        with self._in_memory(""):
             yield logits
+
+    @contextmanager
+    def _in_memory(self, prefix: str) -> Iterator[None]:
+        """Tensors outside of the blocks whose names begin so have values meanwhile; where all have, a tied head too."""
+        outside = [name for name in self._weights.names if not name.startswith(f"{self.family.blocks}.")]
+        names = {name: OTHER_NAMES.get(name, name) for name in outside if name.startswith(prefix)}
+        state = {own: self._weights.read(name).float() for name, own in names.items()}
+        if not prefix:
+            state.setdefault("lm_head.weight", state[f"{self.family.embeddings}.weight"])
+        self._model.load_state_dict(state, strict=False, assign=True)
+        try:
+            yield
         finally:
             empty = {name: tensor.to("meta") for name, tensor in state.items()}
             self._model.load_state_dict(empty, strict=False, assign=True)
