@@ -52,7 +52,9 @@ def steps() -> str:
             f"{line['vocabulary']:,}",
             f"{line['student_parameters'] / 1e6:.1f} M",
             *(f"{line['seconds'][way]:.2f}" for way in ("cross-entropy", "cached", "online")),
+            f"{line['decoding_s']:.3f}",
             f"{line['cached_over_cross_entropy']:.3f}",
+            f"{line['one_epoch_over_cross_entropy']:.3f}",
             f"{line['peak_cached_over_cross_entropy']:.3f}",
             f"{line['online_over_cached']:.2f}",
         ]
@@ -64,7 +66,9 @@ def steps() -> str:
         "cross-entropy, s",
         "cached, s",
         "online, s",
+        "decoding, s",
         "cached / cross-entropy",
+        "the same, one epoch",
         "peak memory",
         "online / cached",
     ]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from potstill.data.sequences import PackedSequences
+from potstill.labels.items import group_tokens
 from potstill.labels.kinds import DenseLabels, Draws, SoftLabels, TopKLabels
 from potstill.labels.prior import Prior, contexts_of
 from potstill.labels.prior_fit import fit_prior
@@ -78,7 +79,7 @@ def make_prior(sequences) -> Callable[..., Prior]:
             levels_P,
             levels_P % 16,
             weight_levels=levels_P if weighted else None,
-            vocabulary=VOCABULARY,
+            items=group_tokens(draws_P1, VOCABULARY),
             width=width,
             seed=seed,
         )

@@ -217,7 +217,7 @@ def test_an_index_that_names_no_prior_or_another(drawn, open_store):
 def test_draws_that_were_sealed_again_after_damage(drawn, open_store, damage):
     """With checksum and index made to agree, the stack still doesn't end in the hash of its row's tokens."""
     shard = read_shard(drawn / SHARD)
-    pieces = shard.pieces()
+    pieces = [shard.piece(row) for row in shard.rows]
     if damage == "swapped":
         pieces[1], pieces[3] = pieces[3], pieces[1]
     elif damage == "flipped":

@@ -1,11 +1,14 @@
 """The prior is exact integers, a distribution over every token, and knows what follows what."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from potstill.core.errors import InputError
+from potstill.labels.items import group_tokens
 from potstill.labels.prior import Prior, contexts_of, read_prior, write_prior
-from potstill.labels.prior_fit import fit_prior, width_for
+from potstill.labels.prior_fit import fit_prior, grouping_pays, width_for
 from potstill.labels.stacks import PRECISION
 
 
@@ -22,13 +25,14 @@ def bigram_text(vocabulary=60, positions=6000, draws=8, seed=0):
 def fitted(width, **changes):
     contexts_PC, draws_PN, shares_VV = bigram_text(**changes)
     zeros_P = np.zeros(len(contexts_PC), dtype=np.int64)
-    prior = fit_prior(contexts_PC, draws_PN, zeros_P, zeros_P, vocabulary=shares_VV.shape[0], width=width, seed=0)
+    items = group_tokens(draws_PN, shares_VV.shape[0])
+    prior = fit_prior(contexts_PC, draws_PN, zeros_P, zeros_P, items=items, width=width, seed=0)
     return prior, contexts_PC, shares_VV
 
 
 def surprise_bits(prior, contexts_PC, shares_VV):
     """Mean bits a draw costs under the prior beyond what it costs under the teacher."""
-    frequencies_PV = np.diff(prior.cdf(contexts_PC), axis=1) / 2**PRECISION
+    frequencies_PV = np.diff(prior.expected(contexts_PC).cdf_nI1, axis=1) / 2**PRECISION
     shares_PV = shares_VV[contexts_PC[:, 0]]
     return float((shares_PV * np.log2(shares_PV / frequencies_PV)).sum(axis=1).mean())
 
@@ -45,7 +49,7 @@ def test_a_context_makes_draws_less_surprising():
 def test_frequencies_are_a_distribution_over_every_token(width):
     prior, contexts_PC, _ = fitted(width)
     contexts_PC[:5] = prior.vocabulary
-    cdf = prior.cdf(contexts_PC)
+    cdf = prior.expected(contexts_PC).cdf_nI1
     assert (cdf[:, 0] == 0).all()
     assert (cdf[:, -1] == 2**PRECISION).all()
     assert (np.diff(cdf, axis=1) >= 1).all()
@@ -54,9 +58,9 @@ def test_frequencies_are_a_distribution_over_every_token(width):
 def test_frequencies_do_not_depend_on_the_batch():
     """One by one or all together, the integers are the same: a decoder may ask in any grouping."""
     prior, contexts_PC, _ = fitted(8)
-    together = prior.cdf(contexts_PC[:64])
+    together = prior.expected(contexts_PC[:64]).cdf_nI1
     for row in (0, 17, 63):
-        assert np.array_equal(prior.cdf(contexts_PC[row : row + 1])[0], together[row])
+        assert np.array_equal(prior.expected(contexts_PC[row : row + 1]).cdf_nI1[0], together[row])
 
 
 def test_the_integers_say_what_python_integers_say():
@@ -65,7 +69,7 @@ def test_the_integers_say_what_python_integers_say():
     for context in contexts_PC[:3].tolist():
         mixed = [
             sum(
-                int(prior.embeddings_VR[token, r]) * int(prior.mixers_CRR[place, r, s])
+                int(prior.embeddings_IR[token, r]) * int(prior.mixers_CRR[place, r, s])
                 for place, token in enumerate(context)
                 for r in range(8)
             )
@@ -77,10 +81,10 @@ def test_the_integers_say_what_python_integers_say():
         ]
         scores = [
             (
-                sum(h * int(e) for h, e in zip(hidden, prior.embeddings_VR[token], strict=True)) * prior.scale_m
+                sum(h * int(e) for h, e in zip(hidden, prior.embeddings_IR[token], strict=True)) * prior.scale_m
                 >> prior.scale_e
             )
-            + int(prior.bias_V[token])
+            + int(prior.bias_I[token])
             for token in range(prior.vocabulary)
         ]
         weights = []
@@ -91,7 +95,7 @@ def test_the_integers_say_what_python_integers_say():
         share = (2**PRECISION - prior.vocabulary) / sums[-1]
         expected = [int(np.floor(total * share)) + token + 1 for token, total in enumerate(sums)]
         expected[-1] = 2**PRECISION
-        assert prior.cdf(np.array([context]))[0, 1:].tolist() == expected
+        assert prior.expected(np.array([context])).cdf_nI1[0, 1:].tolist() == expected
 
 
 def test_written_and_read_it_is_the_same_and_damage_is_found(tmp_path):
@@ -100,7 +104,7 @@ def test_written_and_read_it_is_the_same_and_damage_is_found(tmp_path):
     read, found = read_prior(tmp_path / "prior")
     assert found == digest
     assert isinstance(read, Prior)
-    assert np.array_equal(read.cdf(contexts_PC), prior.cdf(contexts_PC))
+    assert np.array_equal(read.expected(contexts_PC).cdf_nI1, prior.expected(contexts_PC).cdf_nI1)
     content = bytearray((tmp_path / "prior").read_bytes())
     for place in (3, len(content) // 2, len(content) - 1):
         damaged = bytearray(content)
@@ -110,12 +114,23 @@ def test_written_and_read_it_is_the_same_and_damage_is_found(tmp_path):
             read_prior(tmp_path / "prior")
 
 
+def test_items_that_do_not_fit_together_are_refused(tmp_path):
+    """A file whose checksum holds, but in which the shares of an item are more than the whole."""
+    prior, _, _ = fitted(8)
+    items = replace(prior.items, item_V=np.zeros_like(prior.items.item_V))
+    write_prior(tmp_path / "prior", replace(prior, items=items))
+    with pytest.raises(InputError, match="items don't fit together"):
+        read_prior(tmp_path / "prior")
+
+
 def test_contexts_reach_back_to_the_start_of_the_row():
     contexts = contexts_of(np.array([5, 6, 7, 8, 9]), np.array([0, 2, 4]), vocabulary=40)
     assert contexts.tolist() == [[5, 40, 40, 40], [7, 6, 5, 40], [9, 8, 7, 6]]
 
 
 def test_a_prior_is_as_wide_as_its_store_can_bear():
-    assert width_for(10_000, 16, 50_000) == 0
-    assert width_for(50_000, 16, 2_048) == 8
-    assert width_for(10**7, 50, 8_192) == 48
+    assert width_for(5_000, 16, 50_000) == 0
+    assert width_for(50_000, 16, 2_048) == width_for(50_000, 16, 200_000) == 16
+    assert width_for(10**7, 50, 8_192) == 64
+    assert not grouping_pays(100_000, 16, 32_768)
+    assert grouping_pays(1_000_000, 16, 32_768)

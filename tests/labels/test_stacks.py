@@ -6,18 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potstill.core.errors import InputError
+from potstill.labels.items import Expected, Items
 from potstill.labels.multisets import pop_draws, push_draws
 from potstill.labels.stacks import PRECISION, Stacks
 
 
-def random_cdf(generator, rows, vocabulary, spread):
-    """Cumulative frequencies from 0 to 2^28, each at least 1."""
+def random_expected(generator, rows, vocabulary, spread):
+    """Cumulative frequencies from 0 to 2^28, each at least 1, each token alone."""
     weights = np.exp(generator.normal(size=(rows, vocabulary)) * spread)
     shares = np.cumsum(weights / weights.sum(axis=1, keepdims=True), axis=1)
     cdf = np.zeros((rows, vocabulary + 1), dtype=np.int64)
     cdf[:, 1:] = np.floor(shares * (2**PRECISION - vocabulary)) + np.arange(1, vocabulary + 1)
     cdf[:, -1] = 2**PRECISION
-    return cdf
+    return Expected(cdf.astype(np.int32), Items.alone(vocabulary))
 
 
 @settings(max_examples=60, deadline=None)
@@ -79,15 +80,15 @@ def test_bytes_that_no_stack_has_are_refused(length):
 def test_draws_come_back_sorted(seed, stacks, num_draws, vocabulary, spread):
     """Any draws, whether the prior expects them or not; several positions on one stack."""
     generator = np.random.default_rng(seed)
-    cdfs = [random_cdf(generator, stacks, vocabulary, spread) for _ in range(3)]
+    expected = [random_expected(generator, stacks, vocabulary, spread) for _ in range(3)]
     drawn = [np.sort(generator.integers(0, vocabulary, (stacks, num_draws)), axis=1) for _ in range(3)]
     seeds = generator.integers(0, 2**63, stacks).astype(np.uint64)
     pile = Stacks.seeded(seeds)
-    for draws, cdf in zip(reversed(drawn), reversed(cdfs), strict=True):
-        push_draws(pile, draws, cdf)
+    for draws, each in zip(reversed(drawn), reversed(expected), strict=True):
+        push_draws(pile, draws, each)
     pile = Stacks.from_bytes(pile.to_bytes())
-    for draws, cdf in zip(drawn, cdfs, strict=True):
-        assert np.array_equal(pop_draws(pile, num_draws, cdf), draws)
+    for draws, each in zip(drawn, expected, strict=True):
+        assert np.array_equal(pop_draws(pile, num_draws, each), draws)
     assert pile.hold_only(seeds).all()
 
 
@@ -99,11 +100,11 @@ def test_draws_cost_what_their_multiset_is_improbable():
     bits = np.zeros(3)
     logs = np.concatenate([[0.0], np.cumsum(np.log2(np.arange(1, num_draws + 1)))])
     for _ in range(positions):
-        cdf = random_cdf(generator, 3, vocabulary, 2.0)
-        shares = np.diff(cdf, axis=1) / 2**PRECISION
+        expected = random_expected(generator, 3, vocabulary, 2.0)
+        shares = np.diff(expected.cdf_nI1.astype(np.int64), axis=1) / 2**PRECISION
         counts = np.stack([generator.multinomial(num_draws, share) for share in shares])
         bits -= logs[num_draws] - logs[counts].sum(axis=1) + (counts * np.log2(shares)).sum(axis=1)
-        push_draws(pile, np.stack([np.repeat(np.arange(vocabulary), count) for count in counts]), cdf)
+        push_draws(pile, np.stack([np.repeat(np.arange(vocabulary), count) for count in counts]), expected)
     spent = np.array([len(encoded) * 8 for encoded in pile.to_bytes()])
     assert (spent <= bits * 1.01 + 128).all()
     assert (spent >= bits).all()

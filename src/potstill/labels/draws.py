@@ -5,11 +5,13 @@ level of 256 for the log-probability of the true token (to 2 % or 0.01 nat), the
 have any, and which token is the likeliest. It is seeded with the hash of the sequence's tokens: when everything is
 popped the hash must be there again, which binds every label to its text.
 
-Shapes: N draws of a position, P scored positions, S sequences side by side, K distinct tokens, V vocabulary.
+Shapes: N draws of a position, P scored positions, S sequences side by side, K distinct tokens.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,21 +19,25 @@ from numpy.typing import NDArray
 
 from potstill.core.errors import BugError, InputError
 from potstill.data.sequences import PackedSequences
+from potstill.labels.items import Expected
 from potstill.labels.kinds import Draws, SampledLabels, SoftLabels
 from potstill.labels.likeliest import NOT_AMONG_THEM, first_of_kind, likeliest_of, rank_among
 from potstill.labels.multisets import pop_draws, push_draws
 from potstill.labels.prior import CONTEXT_TOKENS, Prior, contexts_of
 from potstill.labels.settings import Sampled
 from potstill.labels.shard import AGAIN, Shard
-from potstill.labels.stacks import PRECISION, U64, Stacks
+from potstill.labels.stacks import U64, Stacks
 from potstill.labels.weights import pop_weights, push_weights, weight_of_level
 
 __all__ = ["DrawsCoder", "DrawsReader", "level_of", "logprob_of_level"]
 
-_FREQUENCIES_AT_ONCE = 1 << 23
+_MOST_SIDE_BY_SIDE = 2048
+_POSITIONS_AT_ONCE = 1 << 18
 _TABLE_BITS = 16
 _LEVELS_PER_ROOT_NAT = 48
 _ENTROPY_BYTES = 4
+
+_Integers = NDArray[np.integer[Any]]
 
 
 def level_of(logprobs_P: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -71,9 +77,9 @@ class _Waves:
         """How many sequences have a position in this wave."""
         return int((self.counts_S > wave).sum())
 
-    def cdf(self, wave: int) -> NDArray[np.int64]:
-        """What the prior says at this wave's positions: [n, V + 1]."""
-        return self._prior.cdf(self._contexts_SWC[: self.width(wave), wave])
+    def expected(self, wave: int) -> Expected:
+        """What the prior says at this wave's positions."""
+        return self._prior.expected(self._contexts_SWC[: self.width(wave), wave])
 
 
 class DrawsCoder:
@@ -92,9 +98,10 @@ class DrawsCoder:
             raise BugError(f"{len(draws.draws_PN)} labels were given for {counts_N.sum()} scored positions")
         starts_N = np.cumsum(counts_N) - counts_N
         encoded = [b""] * len(rows)
-        group = max(_FREQUENCIES_AT_ONCE // self._prior.vocabulary, 1)
-        for first in range(0, len(rows), group):
-            waves = _Waves(self._sequences, np.array(rows[first : first + group], dtype=np.int64), self._prior)
+        size = _side_by_side(self._sequences)
+        for first in range(0, len(rows), size):
+            group = np.array(rows[first : first + size], dtype=np.int64)
+            waves = _Waves(self._sequences, group, self._prior)
             starts_S = starts_N[waves.rows_S - rows.start]
             stacks = self._pushed(waves, starts_S, draws)
             for row, start, count, stack in zip(
@@ -130,14 +137,14 @@ class DrawsCoder:
         rank_cdf, level_cdf = self._prior.rank_cdf, self._prior.level_cdf
         for wave in reversed(range(waves.num_waves)):
             positions_n = starts_S[: waves.width(wave)] + wave
-            cdf_nV1 = waves.cdf(wave)
+            expected = waves.expected(wave)
             draws_nN, likeliest_n = drawn.draws_PN[positions_n], drawn.likeliest_P[positions_n]
             ranks_n = rank_among(draws_nN, likeliest_n)
-            stacks.push(*_interval_where(ranks_n == NOT_AMONG_THEM, cdf_nV1, likeliest_n))
+            expected.push(stacks, likeliest_n, ranks_n == NOT_AMONG_THEM)
             stacks.push(*_interval(rank_cdf, ranks_n), _TABLE_BITS)
             if drawn.weights_PN is not None:
                 push_weights(stacks, draws_nN, drawn.weights_PN[positions_n], self._prior.weight_cdf)
-            push_draws(stacks, draws_nN, cdf_nV1)
+            push_draws(stacks, draws_nN, expected)
             stacks.push(*_interval(level_cdf, drawn.levels_P[positions_n]), _TABLE_BITS)
         return stacks
 
@@ -171,14 +178,16 @@ class DrawsReader:
         id_dtype = np.uint16 if prior.vocabulary <= 1 << 16 else np.uint32
         self._likeliest_P = np.zeros(num_positions, dtype=id_dtype)
         ids, counts, weights = [], [], []
-        for shard in shards:
-            draws_PN, weights_PN = self._decoded(sequences, prior, shard)
+        size = _side_by_side(sequences)
+        for first in range(0, len(sequences), size):
+            rows = np.arange(first, min(first + size, len(sequences)))
+            draws_PN, weights_PN = self._decoded(_Waves(sequences, rows, prior), prior, shards)
             first_PN = first_of_kind(draws_PN)
             ids.append(draws_PN[first_PN].astype(id_dtype))
             at = np.append(np.flatnonzero(first_PN), draws_PN.size)
             counts.append(np.diff(at).astype(np.uint8))
             weights.append(weights_PN[first_PN].astype(np.uint16) if kind.weighted else _NO_WEIGHTS)
-            start = int(self._start_N[shard.rows.start]) if len(shard.rows) else 0
+            start = int(self._start_N[first])
             self._bounds_P1[start + 1 : start + 1 + len(draws_PN)] = first_PN.sum(axis=1)
         self._bounds_P1 = np.cumsum(self._bounds_P1)
         self._ids = np.concatenate(ids) if ids else np.empty(0, id_dtype)
@@ -213,34 +222,27 @@ class DrawsReader:
         """What the teacher gives to the token that really follows, at every position of the store; nats."""
         return logprob_of_level(self._levels_P)
 
-    def _decoded(
-        self, sequences: PackedSequences, prior: Prior, shard: Shard
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """A shard's draws, each position's in ascending order, and the levels of their weights: [P, N], [P, N] or [0].
+    def _decoded(self, waves: _Waves, prior: Prior, shards: Sequence[Shard]) -> tuple[_Integers, _Integers]:
+        """Draws of a range of rows, each position's in ascending order, and levels of their weights: [P, N] each.
 
         Raises: InputError: what a sequence's bytes hold is not the draws of its tokens.
         """
-        first = int(self._start_N[shard.rows.start]) if len(shard.rows) else 0
-        pieces = shard.pieces()
-        draws_PN = np.zeros((sum(self._count(row) for row in shard.rows), self._kind.draws), dtype=np.int64)
-        weights_PN = np.zeros_like(draws_PN if self._kind.weighted else _NONE)
-        group = max(_FREQUENCIES_AT_ONCE // prior.vocabulary, 1)
-        for at in range(0, len(shard.rows), group):
-            waves = _Waves(sequences, np.array(shard.rows[at : at + group], dtype=np.int64), prior)
-            scored = waves.width(0)
-            encoded = [pieces[row - shard.rows.start] for row in waves.rows_S[:scored].tolist()]
-            stacks = Stacks.from_bytes([piece[_ENTROPY_BYTES:] for piece in encoded])
-            entropies = [np.frombuffer(piece, dtype="<f4", count=1)[0] for piece in encoded]
-            self._entropy_N[waves.rows_S[:scored]] = entropies
-            self._pop(waves, stacks, prior, draws_PN, weights_PN, first)
-            whole_S = stacks.hold_only(waves.seeds_S[:scored])
-            if not whole_S.all():
-                row = int(waves.rows_S[:scored][~whole_S].min())
-                raise InputError(
-                    f"was made from another text, or is damaged: the labels of row {row} don't end in its hash",
-                    where=str(shard.path),
-                    next_step=AGAIN,
-                )
+        first = int(self._start_N[waves.rows_S.min()])
+        draws_PN = np.zeros((int(waves.counts_S.sum()), self._kind.draws), dtype=np.int32)
+        weights_PN = np.zeros(draws_PN.shape if self._kind.weighted else 0, dtype=np.int16)
+        rows_S = waves.rows_S[: waves.width(0)]
+        encoded = [_shard_of(shards, row).piece(row) for row in rows_S.tolist()]
+        stacks = Stacks.from_bytes([piece[_ENTROPY_BYTES:] for piece in encoded])
+        self._entropy_N[rows_S] = [np.frombuffer(piece, dtype="<f4", count=1)[0] for piece in encoded]
+        self._pop(waves, stacks, prior, draws_PN, weights_PN, first)
+        whole_S = stacks.hold_only(waves.seeds_S[: len(rows_S)])
+        if not whole_S.all():
+            row = int(rows_S[~whole_S].min())
+            raise InputError(
+                f"was made from another text, or is damaged: the labels of row {row} don't end in its hash",
+                where=str(_shard_of(shards, row).path),
+                next_step=AGAIN,
+            )
         return draws_PN, weights_PN
 
     def _pop(
@@ -248,28 +250,24 @@ class DrawsReader:
         waves: _Waves,
         stacks: Stacks,
         prior: Prior,
-        draws_PN: NDArray[np.int64],
-        weights_PN: NDArray[np.int64],
+        draws_PN: _Integers,
+        weights_PN: _Integers,
         first: int,
     ) -> None:
         for wave in range(waves.num_waves):
             width = waves.width(wave)
             positions_n = self._start_N[waves.rows_S[:width]] + wave
-            cdf_nV1 = waves.cdf(wave)
+            expected = waves.expected(wave)
             self._levels_P[positions_n] = _pop_from_table(stacks, width, prior.level_cdf)
-            draws_nN = pop_draws(stacks, self._kind.draws, cdf_nV1)
+            draws_nN = pop_draws(stacks, self._kind.draws, expected)
             if self._kind.weighted:
                 weights_PN[positions_n - first] = pop_weights(stacks, draws_nN, prior.weight_cdf)
             ranks_n = _pop_from_table(stacks, width, prior.rank_cdf)
             unnamed_n = ranks_n == NOT_AMONG_THEM
-            tops_n1 = stacks.peek(width).astype(np.int64)[:, None]
-            likeliest_n = np.where(unnamed_n, (cdf_nV1[:, 1:] <= tops_n1).sum(axis=1), likeliest_of(draws_nN, ranks_n))
-            stacks.pop(*_interval_where(unnamed_n, cdf_nV1, likeliest_n))
-            self._likeliest_P[positions_n] = likeliest_n
+            self._likeliest_P[positions_n] = np.where(
+                unnamed_n, expected.pop(stacks, unnamed_n), likeliest_of(draws_nN, ranks_n)
+            )
             draws_PN[positions_n - first] = draws_nN
-
-    def _count(self, row: int) -> int:
-        return int(self._end_N[row] - self._start_N[row])
 
 
 _NONE = np.empty(0, dtype=np.int64)
@@ -282,14 +280,14 @@ def _interval(cdf: NDArray[np.int64], symbols_n: NDArray[np.int64]) -> tuple[U64
     return starts_n.astype(np.uint64), (cdf[symbols_n + 1] - starts_n).astype(np.uint64)
 
 
-def _interval_where(
-    wanted_n: NDArray[np.bool_], cdf_nV1: NDArray[np.int64], tokens_n: NDArray[np.int64]
-) -> tuple[U64, U64]:
-    """Start and frequency of a token in its position's table; of certainty, which costs nothing, where not wanted."""
-    rows_n = np.arange(len(cdf_nV1))
-    starts_n = np.where(wanted_n, cdf_nV1[rows_n, tokens_n], 0)
-    ends_n = np.where(wanted_n, cdf_nV1[rows_n, tokens_n + 1], 1 << PRECISION)
-    return starts_n.astype(np.uint64), (ends_n - starts_n).astype(np.uint64)
+def _side_by_side(sequences: PackedSequences) -> int:
+    """How many sequences are coded in step: many, for speed; fewer long ones, for memory."""
+    return max(min(_MOST_SIDE_BY_SIDE, _POSITIONS_AT_ONCE // max(sequences.tokens_per_sequence, 1)), 1)
+
+
+def _shard_of(shards: Sequence[Shard], row: int) -> Shard:
+    """The shard that holds a row, of shards that follow one another."""
+    return shards[bisect_right(shards, row, key=lambda shard: shard.rows.start) - 1]
 
 
 def _pop_from_table(stacks: Stacks, n: int, cdf: NDArray[np.int64]) -> NDArray[np.int64]:

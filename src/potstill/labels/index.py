@@ -41,7 +41,7 @@ class ShardEntry(Settings):
 class Index(Settings):
     """What ``store.json`` says."""
 
-    version: Literal[3]
+    version: Literal[4]
     kind: LabelKind
     vocabulary: PositiveInt
     teacher: str

@@ -3,6 +3,8 @@
 Shapes: n positions, N draws of each in ascending order.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,7 +14,7 @@ NUM_RANKS = 16
 NOT_AMONG_THEM = NUM_RANKS - 1
 
 
-def first_of_kind(draws_nN: NDArray[np.int64]) -> NDArray[np.bool_]:
+def first_of_kind(draws_nN: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
     """Which of the draws, in ascending order, differ from the one before."""
     first_nN = np.ones(draws_nN.shape, dtype=bool)
     first_nN[:, 1:] = draws_nN[:, 1:] != draws_nN[:, :-1]

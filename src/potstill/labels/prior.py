@@ -5,11 +5,12 @@ bytes a store, what usually follows what: a log-bilinear model over the last few
 whole numbers, done by float32 products below 2^24 and float64 ones below 2^53, which are exact in any order; so every
 machine gets the same frequencies, as entropy coding demands.
 
-    hidden = clip(floor(sum_i E[token_i] M_i / 2^shift))        score = floor(hidden . E[v] * scale) + bias[v]
+    hidden = clip(floor(sum_i E[item_i] M_i / 2^shift))        score = floor(hidden . E[j] * scale) + bias[j]
 
-The score is log2 of the frequency in 1/256 bits, and 2^x is taken as linear between whole powers.
+The score of item j (``items``) is log2 of its frequency in 1/256 bits, and 2^x is taken as linear between whole
+powers, which is what the bits of a float32 say when they are read as a number.
 
-Shapes: V vocabulary, C tokens of context, R width, n positions.
+Shapes: V vocabulary, I items, C tokens of context, R width, n positions.
 Source: the log-bilinear model of Mnih & Hinton 2007, with a clipped hidden layer.
 """
 
@@ -21,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from potstill.core.durable import replacing
 from potstill.core.errors import BugError, InputError
+from potstill.labels.items import Expected, Items
 from potstill.labels.shard import AGAIN
 from potstill.labels.stacks import PRECISION
 
@@ -37,9 +40,15 @@ CONTEXT_TOKENS = 4
 NUM_LEVELS = 256
 STEPS_PER_BIT = 256
 MOST_HIDDEN = 127
+MOST_WIDTH = 64
+"""At which 127 x 127 x 15 x the width, the largest sum of a product, is below 2^24 still."""
 
-_MAGIC = b"PotPri\x00\x01"
+_MAGIC = b"PotPri\x00\x02"
 _MOST_BITS = 22
+_STEP_BITS = 8
+_MANTISSA_BITS = 23
+_LEAST_EXPONENT = 96
+_ROWS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -48,17 +57,18 @@ class Prior:
 
     ``scale_m`` / 2^``scale_e`` is the score's scale; ``scale_m`` is below 16.
 
-    Shapes: embeddings_VR int8; mixers_CRR int8; bias_V int16, in 1/256 bits; levels_L and ranks_L uint16,
+    Shapes: embeddings_IR int8; mixers_CRR int8; bias_I int16, in 1/256 bits; levels_L and ranks_L uint16,
     frequencies of the levels of the true token's log-probability and of the rank of the likeliest token, each at least
     1, 2^16 together; weights_L likewise of the levels of importance weights, None where draws carry none.
     """
 
-    embeddings_VR: NDArray[np.int8]
+    items: Items
+    embeddings_IR: NDArray[np.int8]
     mixers_CRR: NDArray[np.int8]
     shift: int
     scale_m: int
     scale_e: int
-    bias_V: NDArray[np.int16]
+    bias_I: NDArray[np.int16]
     levels_L: NDArray[np.uint16]
     ranks_L: NDArray[np.uint16]
     weights_L: NDArray[np.uint16] | None = None
@@ -66,40 +76,54 @@ class Prior:
     @property
     def vocabulary(self) -> int:
         """V."""
-        return len(self.bias_V)
+        return self.items.vocabulary
 
-    def cdf(self, contexts_nC: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Cumulative frequencies of all tokens after each context: from 0 to 2^28, every token's at least 1.
+    def expected(self, contexts_nC: NDArray[np.int64]) -> Expected:
+        """Cumulative frequencies of all items after each context: from 0 to 2^28, every item's at least 1.
 
         Shapes: contexts_nC ids, the last token first, ``vocabulary`` for none.
-        Returns: int64 [n, V + 1].
         """
-        vocabulary = self.vocabulary
-        weights_nV = _POWERS[(-self._scores(contexts_nC)).astype(np.int32)]
-        sums_nV = np.cumsum(weights_nV, axis=1)
-        shares_n1 = (2**PRECISION - vocabulary) / sums_nV[:, -1:]
-        cdf_nV1 = np.zeros((len(contexts_nC), vocabulary + 1), dtype=np.int64)
-        np.add(np.floor(sums_nV * shares_n1), np.arange(1, vocabulary + 1), out=cdf_nV1[:, 1:], casting="unsafe")
-        cdf_nV1[:, -1] = 2**PRECISION
-        return cdf_nV1
-
-    def _scores(self, contexts_nC: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Scores relative to each context's highest, in 1/256 bits: whole numbers from -22 x 256 to 0."""
-        gathered_nD = self._table[contexts_nC].reshape(len(contexts_nC), -1)
+        num_items = len(self.bias_I)
+        gathered_nD = self._table[self._item_of_token[contexts_nC]].reshape(len(contexts_nC), -1)
         mixed_nR = gathered_nD @ self._mixers
         hidden_nR = np.clip(np.floor(mixed_nR * np.float32(2.0**-self.shift)), -MOST_HIDDEN, MOST_HIDDEN)
-        scores_nV: NDArray[np.float32] = hidden_nR @ self._table[:-1].T
-        scores_nV *= np.float32(self.scale_m * 2.0**-self.scale_e)
-        np.floor(scores_nV, out=scores_nV)
-        scores_nV += self.bias_V
-        scores_nV -= scores_nV.max(axis=1, keepdims=True)
-        np.maximum(scores_nV, -_MOST_BITS * STEPS_PER_BIT, out=scores_nV)
-        return scores_nV
+        scores_nI = hidden_nR @ self._scaled
+        cdf_nI1 = np.zeros((len(contexts_nC), num_items + 1), dtype=np.int32)
+        for first in range(0, len(contexts_nC), _ROWS_AT_ONCE):
+            rows = slice(first, first + _ROWS_AT_ONCE)
+            self._accumulate(scores_nI[rows], cdf_nI1[rows, 1:])
+        cdf_nI1[:, -1] = 1 << PRECISION
+        return Expected(cdf_nI1, self.items)
+
+    def _accumulate(self, scores_nI: NDArray[np.float32], cdf_nI: NDArray[np.int32]) -> None:
+        """Scores, which are used up, to cumulative frequencies; few rows at a time stay in the processor's cache."""
+        np.floor(scores_nI, out=scores_nI)
+        scores_nI += self.bias_I
+        scores_nI -= scores_nI.max(axis=1, keepdims=True) - np.float32(_MOST_BITS * STEPS_PER_BIT)
+        np.maximum(scores_nI, 0, out=scores_nI)
+        bits_nI = scores_nI.astype(np.int32)
+        bits_nI += _LEAST_EXPONENT * STEPS_PER_BIT
+        bits_nI <<= _MANTISSA_BITS - _STEP_BITS
+        sums_nI = torch.from_numpy(bits_nI.view(np.float32)).cumsum(1, dtype=torch.float64).numpy()
+        sums_nI *= ((1 << PRECISION) - len(self.bias_I)) / sums_nI[:, -1:]
+        cdf_nI[:] = sums_nI
+        cdf_nI += np.arange(1, len(self.bias_I) + 1, dtype=np.int32)
+
+    @cached_property
+    def _item_of_token(self) -> NDArray[np.int64]:
+        """Each token's item, and the row of zeros for no token."""
+        return np.append(self.items.item_V.astype(np.int64), len(self.bias_I))
 
     @cached_property
     def _table(self) -> NDArray[np.float32]:
-        """The embeddings as floats, and a row of zeros for no token: [V + 1, R]."""
-        return np.pad(self.embeddings_VR.astype(np.float32), ((0, 1), (0, 0)))
+        """The embeddings as floats, and a row of zeros for no token: [I + 1, R]."""
+        return np.pad(self.embeddings_IR.astype(np.float32), ((0, 1), (0, 0)))
+
+    @cached_property
+    def _scaled(self) -> NDArray[np.float32]:
+        """What makes scores of a hidden layer: whole numbers below 2^11, times a power of two: [R, I]."""
+        scaled_IR = self.embeddings_IR.astype(np.float32) * np.float32(self.scale_m * 2.0**-self.scale_e)
+        return np.ascontiguousarray(scaled_IR.T)
 
     @cached_property
     def _mixers(self) -> NDArray[np.float32]:
@@ -132,16 +156,6 @@ def _cumulative(frequencies_L: NDArray[np.uint16]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(frequencies_L.astype(np.int64))])
 
 
-def _powers() -> NDArray[np.int64]:
-    """2^(30 - x / 256) for x from 0 to 22 x 256, linear between whole powers."""
-    bits, steps = np.divmod(-np.arange(_MOST_BITS * STEPS_PER_BIT + 1), STEPS_PER_BIT)
-    powers: NDArray[np.int64] = (STEPS_PER_BIT + steps).astype(np.int64) << (_MOST_BITS + bits).astype(np.int64)
-    return powers
-
-
-_POWERS = _powers()
-
-
 def contexts_of(tokens_T: NDArray[np.int64], positions_P: NDArray[np.int64], vocabulary: int) -> NDArray[np.int64]:
     """The tokens up to each position, the last first; ``vocabulary`` stands for what would be before the row.
 
@@ -154,9 +168,11 @@ def contexts_of(tokens_T: NDArray[np.int64], positions_P: NDArray[np.int64], voc
 def write_prior(path: Path, prior: Prior) -> str:
     """Write a prior durably; returns its sha256."""
     arrays: dict[str, NDArray[Any]] = {
-        "embeddings": prior.embeddings_VR,
+        "items": prior.items.item_V,
+        "shares": prior.items.share_V,
+        "embeddings": prior.embeddings_IR,
         "mixers": prior.mixers_CRR,
-        "bias": prior.bias_V,
+        "bias": prior.bias_I,
         "levels": prior.levels_L,
         "ranks": prior.ranks_L,
         **({} if prior.weights_L is None else {"weights": prior.weights_L}),
@@ -185,9 +201,12 @@ def read_prior(path: Path) -> tuple[Prior, str]:
     try:
         arrays = load(zlib.decompress(content[len(_MAGIC) : -32]))
         shift, scale_m, scale_e = (int(number) for number in arrays["scale"])
-        bias_V, levels_L, ranks_L = (arrays[name] for name in ("bias", "levels", "ranks"))
-        tables = (arrays["embeddings"], arrays["mixers"], shift, scale_m, scale_e, bias_V, levels_L, ranks_L)
-        prior = Prior(*tables, weights_L=arrays.get("weights"))
+        bias_I, levels_L, ranks_L = (arrays[name] for name in ("bias", "levels", "ranks"))
+        items = Items(arrays["items"], arrays["shares"])
+        tables = (arrays["embeddings"], arrays["mixers"], shift, scale_m, scale_e, bias_I, levels_L, ranks_L)
+        prior = Prior(items, *tables, weights_L=arrays.get("weights"))
     except (KeyError, ValueError, SafetensorError, zlib.error) as error:
         raise InputError(f"is no prior of this version: {error}", where=str(path), next_step=AGAIN) from error
+    if not items.whole or items.num_items != len(bias_I):
+        raise InputError("is no prior: its items don't fit together", where=str(path), next_step=AGAIN)
     return prior, digest.hexdigest()

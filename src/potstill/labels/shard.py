@@ -17,6 +17,7 @@ import mmap
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -46,12 +47,15 @@ class Shard:
     body: NDArray[np.uint8]
     sha256: str
 
-    def pieces(self) -> list[bytes]:
-        """The labels of each sequence."""
-        ends = np.cumsum(self.lengths_N).tolist()
-        return [
-            self.body[end - length : end].tobytes() for end, length in zip(ends, self.lengths_N.tolist(), strict=True)
-        ]
+    def piece(self, row: int) -> bytes:
+        """The labels of one of its sequences."""
+        end = int(self._ends[row - self.rows.start])
+        return self.body[end - int(self.lengths_N[row - self.rows.start]) : end].tobytes()
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        ends_N: NDArray[np.int64] = np.cumsum(self.lengths_N)
+        return ends_N
 
 
 def write_shard(

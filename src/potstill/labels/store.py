@@ -54,7 +54,7 @@ class LabelWriter:
         self._sequences = sequences
         self._coder = coder_of(kind, vocabulary, sequences, prior)
         self._index = Index(
-            version=3,
+            version=4,
             kind=kind,
             vocabulary=vocabulary,
             teacher=teacher_fingerprint,

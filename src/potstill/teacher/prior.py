@@ -1,27 +1,33 @@
 """What draws are coded against, fitted to the draws at the first positions of the text.
 
-Shapes: B rows of a batch, T tokens, P positions, N draws, C tokens of context.
+Shapes: B rows of a batch, T tokens, P positions, N draws, C tokens of context, V vocabulary, D width.
 """
 
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from potstill.core import interrupt
 from potstill.core.trace import Trace
 from potstill.data.sequences import PackedSequences
 from potstill.labels.draws import level_of
+from potstill.labels.items import group_tokens
 from potstill.labels.kinds import Draws
 from potstill.labels.likeliest import first_of_kind, rank_among
 from potstill.labels.prior import Prior, contexts_of, read_prior
-from potstill.labels.prior_fit import fit_prior, width_for
+from potstill.labels.prior_fit import fit_prior, grouping_pays, width_for
 from potstill.labels.settings import Sampled
+from potstill.model.anatomy import output_head
 from potstill.teacher.local import LocalTeacher, labels_of_rows
 
 __all__ = ["prior_for"]
 
 _POSITIONS_TO_FIT = 1 << 16
+_MOST_DIRECTIONS = 256
+_ROWS_AT_ONCE = 1 << 13
 
 
 def prior_for(teacher: LocalTeacher, sequences: PackedSequences, path: Path, trace: Trace) -> Prior | None:
@@ -50,13 +56,29 @@ def prior_for(teacher: LocalTeacher, sequences: PackedSequences, path: Path, tra
     levels_P = level_of(np.concatenate([part.true_logprobs_P.numpy() for part in draws]))
     draws_PN = np.concatenate([part.draws_PN.numpy() for part in draws])
     weighted = [part.weight_levels_PN.numpy() for part in draws if part.weight_levels_PN is not None]
+    pays = width > 0 and grouping_pays(sequences.num_scored, kind.draws, teacher.vocabulary)
+    alike_VD = _alike(teacher) if pays else None
     return fit_prior(
         np.concatenate(contexts),
         draws_PN,
         levels_P,
         rank_among(draws_PN, np.concatenate([part.likeliest_P.numpy() for part in draws])),
         weight_levels=np.concatenate(weighted)[first_of_kind(draws_PN)] if weighted else None,
-        vocabulary=teacher.vocabulary,
+        items=group_tokens(draws_PN, teacher.vocabulary, alike_VD=alike_VD, seed=teacher.settings.seed),
         width=width,
         seed=teacher.settings.seed,
     )
+
+
+def _alike(teacher: LocalTeacher) -> Tensor:
+    """The rows of the teacher's head; of a wide one, in few random directions, which keep who is near to whom.
+
+    Returns: float32 [V, D], D at most 256.
+    """
+    head_VD = output_head(teacher.model).weight.detach()[: teacher.vocabulary]
+    width = head_VD.shape[1]
+    if width <= _MOST_DIRECTIONS:
+        return head_VD.float().cpu()
+    generator = torch.Generator().manual_seed(teacher.settings.seed)
+    directions = torch.randn(width, _MOST_DIRECTIONS, generator=generator)
+    return torch.cat([part.float().cpu() @ directions for part in torch.split(head_VD, _ROWS_AT_ONCE)])
