@@ -43,7 +43,7 @@ def main(job: dict[str, Any]) -> None:
         learning_rate=job["learning_rate"],
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": job["final_share"]},
-        warmup_ratio=job["warmup_share"],
+        warmup_steps=job["warmup_share"],  # below 1 it is a share
         weight_decay=job["weight_decay"],
         adam_beta2=0.95,
         max_grad_norm=1.0,

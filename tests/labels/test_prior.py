@@ -89,8 +89,9 @@ def test_the_integers_say_what_python_integers_say():
         ]
         weights = []
         for score in scores:
-            bits, steps = divmod(max(score - max(scores), -22 * 256), 256)
-            weights.append((256 + steps) << (22 + bits))
+            most_bits = 30 - prior.vocabulary.bit_length()
+            bits, steps = divmod(max(score - max(scores), -most_bits * 256), 256)
+            weights.append((256 + steps) << (most_bits + bits) >> 8)
         sums = np.cumsum(weights)
         share = (2**PRECISION - prior.vocabulary) / sums[-1]
         expected = [int(np.floor(total * share)) + token + 1 for token, total in enumerate(sums)]

@@ -114,15 +114,22 @@ class Expected:
     def pop(self, stacks: Stacks, wanted_n: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
         """The tokens that ``push`` pushed last; where none is wanted what comes out means nothing."""
         num_stacks = len(self.cdf_nI1)
-        tops_n1 = torch.from_numpy(stacks.peek(num_stacks).astype(np.int32)).unsqueeze(1)
-        found_n1 = torch.searchsorted(torch.from_numpy(self.cdf_nI1), tops_n1, right=True)
-        items_n = found_n1.squeeze(1).numpy() - 1
+        items_n = self._items_at(stacks.peek(num_stacks).astype(np.int32))
         stacks.pop(*_where(wanted_n, *self._intervals(items_n), PRECISION))
         if not self.items.grouped:
             return items_n
         tokens_n = self.items.tokens_at(items_n, stacks.peek(num_stacks, _SHARE_BITS))
         stacks.pop(*_where(wanted_n, *self.items.intervals(tokens_n), _SHARE_BITS), _SHARE_BITS)
         return tokens_n
+
+    def _items_at(self, tops_n: NDArray[np.int32]) -> NDArray[np.int64]:
+        """The item of each position in whose interval a number below 2^28 lies: by halving, all positions at once."""
+        at_n, left = self._first_n.copy(), self.cdf_nI1.shape[1] - 1
+        while left > 1:
+            half = left // 2
+            at_n += half * (self._flat.take(at_n + half) <= tops_n)
+            left -= half
+        return at_n - self._first_n
 
     def _intervals(self, items_n: NDArray[np.int64]) -> tuple[U64, U64]:
         at_n = self._first_n + items_n

@@ -8,7 +8,7 @@ machine gets the same frequencies, as entropy coding demands.
     hidden = clip(floor(sum_i E[item_i] M_i / 2^shift))        score = floor(hidden . E[j] * scale) + bias[j]
 
 The score of item j (``items``) is log2 of its frequency in 1/256 bits, and 2^x is taken as linear between whole
-powers, which is what the bits of a float32 say when they are read as a number.
+powers, which is what the bits of a float32 say when they are read as a number, and rounded down.
 
 Shapes: V vocabulary, I items, C tokens of context, R width, n positions.
 Source: the log-bilinear model of Mnih & Hinton 2007, with a clipped hidden layer.
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
@@ -44,10 +43,10 @@ MOST_WIDTH = 64
 """At which 127 x 127 x 15 x the width, the largest sum of a product, is below 2^24 still."""
 
 _MAGIC = b"PotPri\x00\x02"
-_MOST_BITS = 22
 _STEP_BITS = 8
 _MANTISSA_BITS = 23
-_LEAST_EXPONENT = 96
+_EXPONENT_OF_ONE = 127
+_SUM_BITS = 31
 _ROWS_AT_ONCE = 32
 
 
@@ -99,15 +98,20 @@ class Prior:
         """Scores, which are used up, to cumulative frequencies; few rows at a time stay in the processor's cache."""
         np.floor(scores_nI, out=scores_nI)
         scores_nI += self.bias_I
-        scores_nI -= scores_nI.max(axis=1, keepdims=True) - np.float32(_MOST_BITS * STEPS_PER_BIT)
+        scores_nI -= scores_nI.max(axis=1, keepdims=True) - np.float32(self._most_bits * STEPS_PER_BIT)
         np.maximum(scores_nI, 0, out=scores_nI)
         bits_nI = scores_nI.astype(np.int32)
-        bits_nI += _LEAST_EXPONENT * STEPS_PER_BIT
+        bits_nI += _EXPONENT_OF_ONE * STEPS_PER_BIT
         bits_nI <<= _MANTISSA_BITS - _STEP_BITS
-        sums_nI = torch.from_numpy(bits_nI.view(np.float32)).cumsum(1, dtype=torch.float64).numpy()
+        sums_nI = np.cumsum(bits_nI.view(np.float32).astype(np.int32), axis=1, dtype=np.int32).astype(np.float64)
         sums_nI *= ((1 << PRECISION) - len(self.bias_I)) / sums_nI[:, -1:]
         cdf_nI[:] = sums_nI
         cdf_nI += np.arange(1, len(self.bias_I) + 1, dtype=np.int32)
+
+    @property
+    def _most_bits(self) -> int:
+        """How much rarer than the likeliest an item can be: as much as lets all together stay below 2^31."""
+        return _SUM_BITS - 1 - len(self.bias_I).bit_length()
 
     @cached_property
     def _item_of_token(self) -> NDArray[np.int64]:
