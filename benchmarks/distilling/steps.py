@@ -34,7 +34,7 @@ from potstill.distill.settings import CrossEntropy, ForwardKl
 from potstill.distill.student import build_student
 from potstill.labels.settings import Dense, Sampled
 from potstill.labels.store import LabelStore, LabelWriter
-from potstill.teacher.local import LocalTeacher, labels_of_rows
+from potstill.teacher.local import Answers, LocalTeacher, labels_of_rows
 from potstill.teacher.prior import prior_for
 from potstill.teacher.settings import CaptureSettings
 from potstill.train.loop import Training, TrainingText, _Fit
@@ -65,7 +65,7 @@ class _Case:
         teacher = LocalTeacher(
             _model(vocabulary, 1_000_000 + vocabulary * 32), vocabulary, CaptureSettings(labels=kind, sentences=_ROWS)
         )
-        prior = prior_for(teacher, text, directory / "prior", Trace())
+        prior = prior_for(Answers(teacher, text), directory / "prior", Trace())
         writer = LabelWriter(
             directory / "store",
             kind,

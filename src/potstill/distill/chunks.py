@@ -2,10 +2,10 @@
 
 __all__ = ["positions_at_once"]
 
-_LOGITS_AT_ONCE = 1 << 24
+_LOGITS_AT_ONCE = 1 << 23
 _POSITIONS_PER_STEP = 64
 
 
 def positions_at_once(vocabulary: int) -> int:
-    """How many positions' float32 logits fill about 64 MB: a multiple of 64, so that kernels meet few shapes."""
+    """How many positions' float32 logits fill about 32 MB: a multiple of 64, so that kernels meet few shapes."""
     return max(_LOGITS_AT_ONCE // vocabulary // _POSITIONS_PER_STEP, 1) * _POSITIONS_PER_STEP

@@ -24,10 +24,16 @@ from potstill.labels.prior import PRIOR, Prior, read_prior, write_prior
 from potstill.labels.settings import LabelKind
 from potstill.labels.shard import AGAIN, read_shard, write_shard
 
-__all__ = ["LabelStore", "LabelWriter"]
+__all__ = ["LabelStore", "LabelWriter", "shard_ranges"]
 
 _SEQUENCES_PER_SHARD = 256
 _MOST_SHARDS = 256  # each is an open file while the store is
+
+
+def shard_ranges(num_sequences: int, sequences_per_shard: int | None = None) -> list[range]:
+    """The sequences of each shard of a store."""
+    size = sequences_per_shard or max(_SEQUENCES_PER_SHARD, -(-num_sequences // _MOST_SHARDS))
+    return [range(first, min(first + size, num_sequences)) for first in range(0, num_sequences, size)]
 
 
 class LabelWriter:
@@ -48,7 +54,6 @@ class LabelWriter:
         prior: Prior | None = None,
         sequences_per_shard: int | None = None,
     ) -> None:
-        size = sequences_per_shard or max(_SEQUENCES_PER_SHARD, -(-len(sequences) // _MOST_SHARDS))
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._sequences = sequences
@@ -62,7 +67,7 @@ class LabelWriter:
             prior=None if prior is None else write_prior(directory / PRIOR, prior),
             shards=(),
         )
-        self._ranges = [range(first, min(first + size, len(sequences))) for first in range(0, len(sequences), size)]
+        self._ranges = shard_ranges(len(sequences), sequences_per_shard)
 
     def missing(self) -> list[range]:
         """The ranges of sequences whose shard isn't there, or isn't whole, or belongs to something else."""

@@ -55,7 +55,9 @@ def labels_of(logits_PV: Tensor, kind: TopK | Dense) -> SoftLabels:
 
 
 def draws_of(logits_PV: Tensor, kind: Sampled, uniforms_PU: Tensor, targets_P: Tensor) -> Draws:
-    """Draws from the teacher's distribution, at the kind's temperature, by inverting its cumulative sum, in float64.
+    """Draws from the teacher's distribution, at the kind's temperature, by inverting its cumulative sum.
+
+    Probabilities are float32, their sums float64: each token is drawn as often as its probability says, to 1e-7 of it.
 
     Multinomial: draw i is the token at uniform i. Systematic: at (uniform + i) / N, so a token's count is N p rounded
     up or down, and N p on average. At a temperature other than 1, a token drawn with q instead of p weighs p / q, as
@@ -64,15 +66,16 @@ def draws_of(logits_PV: Tensor, kind: Sampled, uniforms_PU: Tensor, targets_P: T
     Shapes: uniforms_PU float64 in [0, 1), U = N for multinomial draws, 1 for systematic ones, and one more where draws
     are weighted; targets_P int64, the tokens that really follow.
     Raises: InputError: a logit is NaN or +inf.
-    Cost: two P x V float64 copies, three at another temperature.
+    Cost: a P x V float64 copy and two float32 ones; three more float64 ones at another temperature.
     """
     logprobs_PV = logprobs_of(logits_PV)
-    probabilities_PV = logprobs_PV.double().exp()
-    entropies_P = torch.special.entr(probabilities_PV).sum(-1)
+    probabilities_PV = logprobs_PV.exp()
+    finite_PV = logprobs_PV.clamp_min(torch.finfo(torch.float32).min)
+    entropies_P = -finite_PV.mul_(probabilities_PV).sum(-1)
     if kind.weighted:
         log_drawn_PV = (logprobs_PV.double() / kind.temperature).log_softmax(-1)
         probabilities_PV = log_drawn_PV.exp()
-    cdf_PV = probabilities_PV.cumsum(-1)
+    cdf_PV = probabilities_PV.cumsum(-1, dtype=torch.float64)
     points_PN = uniforms_PU[:, : _num_points(kind)]
     if kind.sampling == "systematic":
         points_PN = (points_PN + torch.arange(kind.draws, device=uniforms_PU.device)) / kind.draws
@@ -84,7 +87,7 @@ def draws_of(logits_PV: Tensor, kind: Sampled, uniforms_PU: Tensor, targets_P: T
         log_weights_PN = logprobs_PV.gather(1, draws_PN).double() - log_drawn_PV.gather(1, draws_PN)
         levels_PN = levels_of_weights(log_weights_PN, uniforms_PU[:, -1:])
     true_P = logprobs_PV.gather(1, targets_P.unsqueeze(1)).squeeze(1)
-    return Draws(draws_PN, entropies_P.float(), true_P, logprobs_PV.argmax(-1), levels_PN)
+    return Draws(draws_PN, entropies_P, true_P, logprobs_PV.argmax(-1), levels_PN)
 
 
 def uniforms_of(sequences: PackedSequences, rows: NDArray[np.int64], kind: Sampled, seed: int) -> NDArray[np.float64]:

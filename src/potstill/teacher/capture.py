@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from potstill.core import interrupt
@@ -27,7 +26,7 @@ from potstill.labels.store import LabelStore, LabelWriter
 from potstill.model.store import load_model, load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from potstill.teacher.example import ROWS_LOOKED_AT, label_example
 from potstill.teacher.fit import check_teacher
-from potstill.teacher.local import LocalTeacher, labels_of_rows
+from potstill.teacher.local import Answers, LocalTeacher
 from potstill.teacher.preflight import check_before_capture
 from potstill.teacher.prior import prior_for
 from potstill.teacher.settings import CaptureSettings
@@ -58,7 +57,8 @@ def capture_labels(settings: CaptureSettings, inputs: Mapping[str, Path], out: P
     bound_to = {"teacher": model_fingerprint(directory), "tokenizer": tokenizer_fingerprint(data / "tokenizer")}
     trained_here = (inputs["teacher"] / "history.json").is_file()
     check_before_capture(teacher, sequences["train"], sequences["validation"], out, trace, trained_here=trained_here)
-    prior = prior_for(teacher, sequences["train"], out / "train" / PRIOR, trace)
+    answers = {split: Answers(teacher, rows) for split, rows in sequences.items()}
+    prior = prior_for(answers["train"], out / "train" / PRIOR, trace)
     stores = {}
     for split, rows in sequences.items():
         trace.input(
@@ -73,7 +73,7 @@ def capture_labels(settings: CaptureSettings, inputs: Mapping[str, Path], out: P
             tokenizer_fingerprint=bound_to["tokenizer"],
             prior=prior,
         )
-        _write_missing(writer, teacher, rows, trace, what=f"labels of {split}")
+        _write_missing(writer, answers[split], trace, what=f"labels of {split}")
         stores[split] = LabelStore.open(
             out / split,
             sequences=rows,
@@ -107,10 +107,8 @@ def _tell(
     trace.output("soft labels", shape=[facts["tokens"], kept], dtype=dtype, example=shown)
 
 
-def _write_missing(
-    writer: LabelWriter, teacher: LocalTeacher, sequences: PackedSequences, trace: Trace, *, what: str
-) -> None:
-    world = current()
+def _write_missing(writer: LabelWriter, answers: Answers, trace: Trace, *, what: str) -> None:
+    world, sequences = current(), answers.sequences
     missing = writer.missing()
     total = sum(len(rows) for rows in missing) * sequences.tokens_per_sequence
     kept = len(sequences) - sum(len(rows) for rows in missing)
@@ -123,12 +121,10 @@ def _write_missing(
 
     def labelled(rows: range) -> Iterator[SoftLabels | Draws]:
         nonlocal done, shown
-        size = teacher.settings.batch_sentences
-        for first in range(rows.start, rows.stop, size):
+        for batch in answers.batches(rows):
             interrupt.check()
-            batch_B = np.arange(first, min(first + size, rows.stop))
-            yield from labels_of_rows(teacher, sequences, batch_B)
-            done += len(batch_B) * sequences.tokens_per_sequence * world.size  # the others are about as far
+            yield from answers.of(batch)
+            done += len(batch) * sequences.tokens_per_sequence * world.size  # the others are about as far
             if time.perf_counter() - shown > _SECONDS_BETWEEN_PROGRESS:
                 shown = time.perf_counter()
                 trace.progress(what, min(done, total), total, "tokens")

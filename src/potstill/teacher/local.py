@@ -19,9 +19,11 @@ from potstill.model.anatomy import hidden_states, logits_of
 from potstill.teacher.asking import draws_of, labels_of, uniforms_of
 from potstill.teacher.settings import CaptureSettings
 
-__all__ = ["LocalTeacher", "labels_of_rows", "logits_of_rows"]
+__all__ = ["Answers", "LocalTeacher", "labels_of_rows", "logits_of_rows"]
 
-_LOGITS_AT_ONCE = 1 << 25
+_LOGITS_AT_ONCE = {"cpu": 1 << 21}
+"""On a CPU few enough that their buffers are used again, which is twice as fast as fresh ones."""
+_LOGITS_AT_ONCE_ELSEWHERE = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,33 @@ class LocalTeacher:
     model: PreTrainedModel
     vocabulary: int
     settings: CaptureSettings
+
+
+class Answers:
+    """What a teacher says of a text, batch by batch; what was looked at ahead isn't asked for again."""
+
+    def __init__(self, teacher: LocalTeacher, sequences: PackedSequences) -> None:
+        self.teacher, self.sequences = teacher, sequences
+        self._kept: dict[tuple[int, int], list[SoftLabels | Draws]] = {}
+
+    def batches(self, rows: range) -> Iterator[range]:
+        """The batches of a range of rows."""
+        size = self.teacher.settings.batch_sentences
+        return (range(first, min(first + size, rows.stop)) for first in range(rows.start, rows.stop, size))
+
+    def ahead(self, batch: range) -> list[SoftLabels | Draws]:
+        """The labels of a batch that ``of`` will be asked for too, in parts."""
+        parts = self._kept[batch.start, batch.stop] = list(
+            labels_of_rows(self.teacher, self.sequences, np.arange(batch.start, batch.stop))
+        )
+        return parts
+
+    def of(self, batch: range) -> Iterator[SoftLabels | Draws]:
+        """The labels of a batch, in parts."""
+        kept = self._kept.pop((batch.start, batch.stop), None)
+        if kept is None:
+            return labels_of_rows(self.teacher, self.sequences, np.arange(batch.start, batch.stop))
+        return iter(kept)
 
 
 def labels_of_rows(
@@ -64,7 +93,7 @@ def logits_of_rows(
         tokens_BT, scored_BT = torch.from_numpy(tokens).to(device), torch.from_numpy(scored).to(device)
         hidden_PD = hidden_states(model, tokens_BT)[scored_BT]
         targets_P = tokens_BT.roll(-1, dims=1)[scored_BT]
-    size = max(_LOGITS_AT_ONCE // teacher.vocabulary, 1)
+    size = max(_LOGITS_AT_ONCE.get(device.type, _LOGITS_AT_ONCE_ELSEWHERE) // teacher.vocabulary, 1)
     for first in range(0, len(hidden_PD), size):
         part = slice(first, first + size)
         with torch.inference_mode(), autocast:

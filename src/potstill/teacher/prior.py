@@ -12,7 +12,6 @@ from torch import Tensor
 
 from potstill.core import interrupt
 from potstill.core.trace import Trace
-from potstill.data.sequences import PackedSequences
 from potstill.labels.draws import level_of
 from potstill.labels.items import group_tokens
 from potstill.labels.kinds import Draws
@@ -20,8 +19,9 @@ from potstill.labels.likeliest import first_of_kind, rank_among
 from potstill.labels.prior import Prior, contexts_of, read_prior
 from potstill.labels.prior_fit import fit_prior, grouping_pays, width_for
 from potstill.labels.settings import Sampled
+from potstill.labels.store import shard_ranges
 from potstill.model.anatomy import output_head
-from potstill.teacher.local import LocalTeacher, labels_of_rows
+from potstill.teacher.local import Answers, LocalTeacher
 
 __all__ = ["prior_for"]
 
@@ -30,27 +30,28 @@ _MOST_DIRECTIONS = 256
 _ROWS_AT_ONCE = 1 << 13
 
 
-def prior_for(teacher: LocalTeacher, sequences: PackedSequences, path: Path, trace: Trace) -> Prior | None:
+def prior_for(answers: Answers, path: Path, trace: Trace) -> Prior | None:
     """What draws are coded against: the one of an earlier try, or one fitted to the draws of the first rows."""
+    teacher, sequences = answers.teacher, answers.sequences
     kind = teacher.settings.labels
     if not isinstance(kind, Sampled):
         return None
     if path.exists():
         return read_prior(path)[0]
-    num_rows = max(int(np.searchsorted(np.cumsum(sequences.scored_by_row), _POSITIONS_TO_FIT)), 1)
+    num_rows = int(np.searchsorted(np.cumsum(sequences.scored_by_row), _POSITIONS_TO_FIT)) + 1
     draws: list[Draws] = []
     contexts: list[NDArray[np.int64]] = []
-    size = teacher.settings.batch_sentences
-    for first in range(0, min(num_rows, len(sequences)), size):
+    for batch in (batch for rows in shard_ranges(len(sequences)) for batch in answers.batches(rows)):
+        if batch.start >= num_rows:
+            break
         interrupt.check()
-        rows_B = np.arange(first, min(first + size, len(sequences)))
-        draws += [part for part in labels_of_rows(teacher, sequences, rows_B) if isinstance(part, Draws)]
-        tokens_BT, scored_BT = sequences.rows(rows_B)
+        draws += [part for part in answers.ahead(batch) if isinstance(part, Draws)]
+        tokens_BT, scored_BT = sequences.rows(np.arange(batch.start, batch.stop))
         contexts += [
             contexts_of(tokens_T, np.flatnonzero(scored_T), teacher.vocabulary)
             for tokens_T, scored_T in zip(tokens_BT, scored_BT, strict=True)
         ]
-        trace.progress("prior of the draws", first, min(num_rows, len(sequences)), "sentences")
+        trace.progress("prior of the draws", batch.start, min(num_rows, len(sequences)), "sentences")
     width = width_for(sequences.num_scored, kind.draws, teacher.vocabulary)
     trace.metric("prior_width", width, "1")
     levels_P = level_of(np.concatenate([part.true_logprobs_P.numpy() for part in draws]))
