@@ -102,6 +102,8 @@ def grid(recipe: str) -> str:
             f"{line['difference_nats']:+.3f} ({line['interval_95'][0]:+.3f} to {line['interval_95'][1]:+.3f})",
             f"{line['equal_time']['epochs']}",
             f"{line['teacher_check']['teacher_nats']:.3f}",
+            f"{line['teacher_check']['plain_nats']:.3f}",
+            "warned" if line["teacher_check"]["teacher_nats"] >= line["teacher_check"]["plain_nats"] else "",
         ]
         for line in newest("distill", f"grid-{recipe}")
     ]
@@ -113,6 +115,8 @@ def grid(recipe: str) -> str:
         "distilled minus plain at equal time",
         "plain epochs",
         "teacher",
+        "twin",
+        "check",
     ]
     return table(head, rows)
 

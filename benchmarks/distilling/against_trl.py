@@ -6,6 +6,7 @@ at every step.
 """
 
 import json
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -36,7 +37,8 @@ def compare_with_trl(recipe: str, folder: Path, trl_python: Path, seed: int) -> 
     """Seconds, tokens a second and held-out nats of both."""
     prepared = prepare(recipe, folder)
     scratch = folder / "trl"
-    scratch.mkdir(exist_ok=True)
+    shutil.rmtree(scratch, ignore_errors=True)  # a checkpoint of an earlier run would be gone on from
+    scratch.mkdir()
     ours, theirs = _potstill(prepared, scratch, seed), _trl(prepared, scratch, trl_python, seed)
     return {
         "recipe": recipe,

@@ -18,6 +18,7 @@ from distilling.prepare import Prepared, prepare
 from potstill.core.artefact import seal
 from potstill.core.durable import read_json
 from potstill.core.trace import Trace
+from potstill.data.sequences import PackedSequences
 from potstill.evaluate.bootstrap import twin_verdict
 from potstill.evaluate.likelihood import score
 from potstill.labels.settings import Sampled
@@ -66,7 +67,7 @@ def _cell(prepared: Prepared, out: Path, parameters: int, rows: int) -> dict[str
     line = {
         "budget": parameters,
         "rows": rows,
-        "tokens": prepared.text("train").first(rows).num_scored,
+        "tokens": PackedSequences.load(prepared.inputs["data"], "train").first(rows).num_scored,
         "label_bytes_per_token": read_json(out / "labels" / "labels.json")["bytes_per_token"],
         "test_nats": {name: of.nats_per_position for name, of in scores.items()},
         "difference_nats": verdict["difference_nats"],

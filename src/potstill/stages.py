@@ -143,7 +143,7 @@ def _labels(recipe: Recipe) -> Stage | None:
 
     settings = {"labels": _json(labels), "machine": _machine(recipe), "sentences": recipe.data.sentences}
     inputs = {"data": "01-data", "teacher": "02-teacher"}
-    return Stage("03-labels", labels.kind, settings, inputs, run, code_version=3, together=True)
+    return Stage("03-labels", labels.kind, settings, inputs, run, code_version=4, together=True)
 
 
 def _student(recipe: Recipe) -> Stage:
