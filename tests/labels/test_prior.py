@@ -130,8 +130,9 @@ def test_contexts_reach_back_to_the_start_of_the_row():
 
 
 def test_a_prior_is_as_wide_as_its_store_can_bear():
-    assert width_for(5_000, 16, 50_000) == 0
-    assert width_for(50_000, 16, 2_048) == width_for(50_000, 16, 200_000) == 8
+    assert width_for(500, 16, 50_000) == 0
+    assert width_for(69_000, 16, 2_048) == width_for(69_000, 16, 200_000) == 16
+    assert width_for(69_000, 56, 2_048) == 24
     assert width_for(10**7, 50, 8_192) == 64
     assert not grouping_pays(100_000, 16, 32_768)
     assert grouping_pays(1_000_000, 16, 32_768)

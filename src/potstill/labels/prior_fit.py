@@ -21,7 +21,7 @@ _BATCH = 512
 _EPOCHS = 4
 _MOST_LOGITS = 1 << 31
 _LEARNING_RATE = 2e-2
-_SHARE_OF_STORE = 0.02
+_WIDTH_PER_ROOT_BYTE = 0.63
 _GAIN_OF_GROUPING = 0.02
 _BYTES_PER_DRAW = 0.6
 _WIDTHS = (0, 4, 8, 12, 16, 24, 32, 48, MOST_WIDTH)
@@ -30,10 +30,9 @@ _MOST_BIAS = 32_000
 
 
 def width_for(num_positions: int, num_draws: int, vocabulary: int) -> int:
-    """The width of a prior that takes about a fiftieth of its store: what a wider one saves is less than it takes."""
-    num_items = min(vocabulary, MOST_ITEMS)
-    affordable = _SHARE_OF_STORE * _BYTES_PER_DRAW * num_draws * num_positions / num_items
-    return max(width for width in _WIDTHS if width <= affordable)
+    """The width of a prior that saves more than it takes: it grows as the root of the draws' bytes for each item."""
+    bytes_per_item = _BYTES_PER_DRAW * num_draws * num_positions / min(vocabulary, MOST_ITEMS)
+    return max(width for width in _WIDTHS if width <= _WIDTH_PER_ROOT_BYTE * math.sqrt(bytes_per_item))
 
 
 def grouping_pays(num_positions: int, num_draws: int, vocabulary: int) -> bool:

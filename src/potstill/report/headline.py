@@ -73,12 +73,13 @@ def _cost(summary: Summary) -> str:
 
 
 def _quality(summary: Summary) -> str:
+    coded = dict.fromkeys(model.dtype for model in summary.models if base_of(model) == "student" and model.dtype)
     chosen = [
         (name, find(summary.models, base, dtype))
         for name, base, dtype in (
             ("the teacher", "teacher", None),
             ("the student", "student", "float32"),
-            ("its int8 file", "student", "int8"),
+            *((f"its {dtype} file", "student", dtype) for dtype in coded if not dtype.endswith(_FLOATS)),
             ("the pruned student", "pruned", "float32"),
         )
     ]
@@ -109,3 +110,4 @@ def _worth(summary: Summary) -> str:
 
 
 _GAP = "\u00a0"
+_FLOATS = ("float32", "float16", "bfloat16")
