@@ -19,6 +19,7 @@ from potstill.distill.settings import Loss
 from potstill.export import stage as export_stage
 from potstill.export.settings import Export
 from potstill.labels.coder import coder_of
+from potstill.labels.items import Items
 from potstill.labels.prior import Prior
 from potstill.labels.settings import LabelKind
 from potstill.recipe import Recipe
@@ -55,7 +56,9 @@ def test_every_kind_of_label_has_a_coder(kind):
     """A label kind that can be asked for can be stored."""
     none = PackedSequences(np.zeros((0, 4), np.uint16), np.zeros(0, np.int32), np.zeros(0, np.int32))
     flat = np.zeros(100, np.int16)
-    prior = Prior(np.zeros((100, 0), np.int8), np.zeros((4, 0, 0), np.int8), 0, 8, 0, flat, flat, flat)
+    prior = Prior(
+        Items.alone(100), np.zeros((100, 0), np.int8), np.zeros((4, 0, 0), np.int8), 0, 8, 0, flat, flat, flat
+    )
     lengths_N, parts = coder_of(kind(), 100, none, prior).body(range(0), [])
     assert len(lengths_N) == 0
     assert b"".join(parts) == b""

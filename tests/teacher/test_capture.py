@@ -225,16 +225,6 @@ def test_asked_twice_the_bytes_are_the_same(tmp_path, made):
     assert contents(tmp_path / "once") == contents(tmp_path / "again")
 
 
-@pytest.fixture
-def outside_of_the_loop():
-    """Signals that reach this process while nothing watches for them: kept here, since they would end the tests."""
-    stray = []
-    before = signal.signal(signal.SIGTERM, lambda number, _frame: stray.append(number))
-    yield stray
-    signal.signal(signal.SIGTERM, before)
-
-
-@pytest.mark.usefixtures("outside_of_the_loop")
 @pytest.mark.parametrize("labels", [TopK(k=8), Sampled(draws=6)], ids=str)
 @pytest.mark.parametrize("progress_events", [0, 1, 3])
 def test_stopped_and_started_again_ends_in_the_same_bytes(tmp_path, made, monkeypatch, progress_events, labels):
