@@ -26,14 +26,14 @@ from potstill.labels.multisets import pop_draws, push_draws
 from potstill.labels.prior import CONTEXT_TOKENS, Prior, contexts_of
 from potstill.labels.settings import Sampled
 from potstill.labels.shard import AGAIN, Shard
-from potstill.labels.stacks import U64, Stacks
+from potstill.labels.stacks import Stacks
+from potstill.labels.tables import pop_symbols, push_symbols
 from potstill.labels.weights import pop_weights, push_weights, weight_of_level
 
 __all__ = ["DrawsCoder", "DrawsReader", "level_of", "logprob_of_level"]
 
 _MOST_SIDE_BY_SIDE = 2048
 _POSITIONS_AT_ONCE = 1 << 18
-_TABLE_BITS = 16
 _LEVELS_PER_ROOT_NAT = 48
 _ENTROPY_BYTES = 4
 
@@ -134,18 +134,17 @@ class DrawsCoder:
     def _pushed(self, waves: _Waves, starts_S: NDArray[np.int64], drawn: "_Drawn") -> Stacks:
         """Everything in the order opposite to ``_pop``: last pushed, first popped."""
         stacks = Stacks.seeded(waves.seeds_S)
-        rank_cdf, level_cdf = self._prior.rank_cdf, self._prior.level_cdf
         for wave in reversed(range(waves.num_waves)):
             positions_n = starts_S[: waves.width(wave)] + wave
             expected = waves.expected(wave)
             draws_nN, likeliest_n = drawn.draws_PN[positions_n], drawn.likeliest_P[positions_n]
             ranks_n = rank_among(draws_nN, likeliest_n)
             expected.push(stacks, likeliest_n, ranks_n == NOT_AMONG_THEM)
-            stacks.push(*_interval(rank_cdf, ranks_n), _TABLE_BITS)
+            push_symbols(stacks, ranks_n, self._prior.rank_cdf)
             if drawn.weights_PN is not None:
                 push_weights(stacks, draws_nN, drawn.weights_PN[positions_n], self._prior.weight_cdf)
             push_draws(stacks, draws_nN, expected)
-            stacks.push(*_interval(level_cdf, drawn.levels_P[positions_n]), _TABLE_BITS)
+            push_symbols(stacks, drawn.levels_P[positions_n], self._prior.level_cdf)
         return stacks
 
 
@@ -258,11 +257,11 @@ class DrawsReader:
             width = waves.width(wave)
             positions_n = self._start_N[waves.rows_S[:width]] + wave
             expected = waves.expected(wave)
-            self._levels_P[positions_n] = _pop_from_table(stacks, width, prior.level_cdf)
+            self._levels_P[positions_n] = pop_symbols(stacks, width, prior.level_cdf)
             draws_nN = pop_draws(stacks, self._kind.draws, expected)
             if self._kind.weighted:
                 weights_PN[positions_n - first] = pop_weights(stacks, draws_nN, prior.weight_cdf)
-            ranks_n = _pop_from_table(stacks, width, prior.rank_cdf)
+            ranks_n = pop_symbols(stacks, width, prior.rank_cdf)
             unnamed_n = ranks_n == NOT_AMONG_THEM
             self._likeliest_P[positions_n] = np.where(
                 unnamed_n, expected.pop(stacks, unnamed_n), likeliest_of(draws_nN, ranks_n)
@@ -274,12 +273,6 @@ _NONE = np.empty(0, dtype=np.int64)
 _NO_WEIGHTS = np.empty(0, dtype=np.uint16)
 
 
-def _interval(cdf: NDArray[np.int64], symbols_n: NDArray[np.int64]) -> tuple[U64, U64]:
-    """Start and frequency of symbols of one table."""
-    starts_n = cdf[symbols_n]
-    return starts_n.astype(np.uint64), (cdf[symbols_n + 1] - starts_n).astype(np.uint64)
-
-
 def _side_by_side(sequences: PackedSequences) -> int:
     """How many sequences are coded in step: many, for speed; fewer long ones, for memory."""
     return max(min(_MOST_SIDE_BY_SIDE, _POSITIONS_AT_ONCE // max(sequences.tokens_per_sequence, 1)), 1)
@@ -288,9 +281,3 @@ def _side_by_side(sequences: PackedSequences) -> int:
 def _shard_of(shards: Sequence[Shard], row: int) -> Shard:
     """The shard that holds a row, of shards that follow one another."""
     return shards[bisect_right(shards, row, key=lambda shard: shard.rows.start) - 1]
-
-
-def _pop_from_table(stacks: Stacks, n: int, cdf: NDArray[np.int64]) -> NDArray[np.int64]:
-    symbols_n = np.searchsorted(cdf, stacks.peek(n, _TABLE_BITS).astype(np.int64), side="right") - 1
-    stacks.pop(*_interval(cdf, symbols_n), _TABLE_BITS)
-    return symbols_n

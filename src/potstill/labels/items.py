@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from potstill.core.errors import BugError
-from potstill.labels.stacks import PRECISION, U64, Stacks
+from potstill.labels.stacks import PRECISION, U64, Stacks, certain_unless
 
 __all__ = ["MOST_ITEMS", "Expected", "Items", "group_tokens"]
 
@@ -64,7 +64,7 @@ class Items:
     def whole(self) -> bool:
         """Whether the shares of every item sum to one, without which nothing can be coded."""
         sums_I = np.bincount(self.item_V, weights=self.share_V.astype(np.float64) + 1, minlength=self.num_items)
-        return bool(len(sums_I) and (sums_I == 1 << _SHARE_BITS).all())
+        return bool((sums_I == 1 << _SHARE_BITS).all())
 
     def intervals(self, tokens_n: NDArray[np.int64]) -> tuple[U64, U64]:
         """Start and frequency of each token within its item, out of 2^16."""
@@ -107,19 +107,19 @@ class Expected:
     def push(self, stacks: Stacks, tokens_n: NDArray[np.int64], wanted_n: NDArray[np.bool_] | None = None) -> None:
         """Push a token on each stack, or on those where one is wanted."""
         if self.items.grouped:
-            stacks.push(*_where(wanted_n, *self.items.intervals(tokens_n), _SHARE_BITS), _SHARE_BITS)
+            stacks.push(*certain_unless(wanted_n, *self.items.intervals(tokens_n), _SHARE_BITS), _SHARE_BITS)
         items_n = self.items.item_V[tokens_n].astype(np.int64)
-        stacks.push(*_where(wanted_n, *self._intervals(items_n), PRECISION))
+        stacks.push(*certain_unless(wanted_n, *self._intervals(items_n), PRECISION))
 
     def pop(self, stacks: Stacks, wanted_n: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
         """The tokens that ``push`` pushed last; where none is wanted what comes out means nothing."""
         num_stacks = len(self.cdf_nI1)
         items_n = self._items_at(stacks.peek(num_stacks).astype(np.int32))
-        stacks.pop(*_where(wanted_n, *self._intervals(items_n), PRECISION))
+        stacks.pop(*certain_unless(wanted_n, *self._intervals(items_n), PRECISION))
         if not self.items.grouped:
             return items_n
         tokens_n = self.items.tokens_at(items_n, stacks.peek(num_stacks, _SHARE_BITS))
-        stacks.pop(*_where(wanted_n, *self.items.intervals(tokens_n), _SHARE_BITS), _SHARE_BITS)
+        stacks.pop(*certain_unless(wanted_n, *self.items.intervals(tokens_n), _SHARE_BITS), _SHARE_BITS)
         return tokens_n
 
     def _items_at(self, tops_n: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -147,13 +147,6 @@ class Expected:
         return first_n
 
 
-def _where(wanted_n: NDArray[np.bool_] | None, starts_n: U64, frequencies_n: U64, precision: int) -> tuple[U64, U64]:
-    """Intervals; that of certainty, which costs nothing, where none is wanted."""
-    if wanted_n is None:
-        return starts_n, frequencies_n
-    return np.where(wanted_n, starts_n, 0), np.where(wanted_n, frequencies_n, np.uint64(1 << precision))
-
-
 def group_tokens(
     draws_PN: NDArray[np.int64], vocabulary: int, *, alike_VD: Tensor | None = None, seed: int = 0
 ) -> Items:
@@ -165,11 +158,11 @@ def group_tokens(
     Cost: 12 products of V x D with 512 x D.
     Raises: BugError: a vector for every token is not what was given.
     """
-    counts_V = np.bincount(draws_PN.ravel(), minlength=vocabulary).astype(np.float64) + 0.5
     if vocabulary <= MOST_ITEMS:
         return Items.alone(vocabulary)
     if alike_VD is not None and len(alike_VD) != vocabulary:
         raise BugError(f"{len(alike_VD)} vectors were given for {vocabulary} tokens")
+    counts_V = np.bincount(draws_PN.ravel(), minlength=vocabulary).astype(np.float64) + 0.5
     often_first_V = np.argsort(-counts_V, kind="stable")
     rest = np.sort(often_first_V[_ALONE:])
     if alike_VD is None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from potstill.core.errors import InputError
 
-__all__ = ["PRECISION", "U64", "Stacks"]
+__all__ = ["PRECISION", "U64", "Stacks", "certain_unless"]
 
 PRECISION = 28
 """Frequencies are out of 2^28 unless said otherwise; at most 32."""
@@ -116,6 +116,15 @@ class Stacks:
         capacity = self._words_SW.shape[1]
         if int(self._depths_S[full_n].max()) >= capacity:
             self._words_SW = np.pad(self._words_SW, ((0, 0), (0, capacity)))
+
+
+def certain_unless(
+    wanted_n: NDArray[np.bool_] | None, starts_n: U64, frequencies_n: U64, precision: int
+) -> tuple[U64, U64]:
+    """Intervals out of 2^precision; that of certainty, which changes no stack, where no symbol is wanted."""
+    if wanted_n is None:
+        return starts_n, frequencies_n
+    return np.where(wanted_n, starts_n, 0), np.where(wanted_n, frequencies_n, np.uint64(1 << precision))
 
 
 def _first_states(seeds_S: U64) -> U64:

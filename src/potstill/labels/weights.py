@@ -15,6 +15,7 @@ from torch import Tensor
 
 from potstill.labels.likeliest import first_of_kind
 from potstill.labels.stacks import Stacks
+from potstill.labels.tables import pop_symbols, push_symbols
 
 __all__ = ["NUM_WEIGHTS", "levels_of_weights", "pop_weights", "push_weights", "weight_of_level"]
 
@@ -22,7 +23,6 @@ NUM_WEIGHTS = 512
 
 _LEVELS_PER_NAT = 8
 _LOWEST_NATS = -24.0
-_TABLE_BITS = 16
 
 
 def weight_of_level(levels: NDArray[np.uint16]) -> NDArray[np.float32]:
@@ -54,7 +54,7 @@ def push_weights(
     """Push the level of each distinct draw; equal draws have one."""
     first_nN = first_of_kind(draws_nN)
     for place in reversed(range(draws_nN.shape[1])):
-        stacks.push(*_interval(cdf_L1, levels_nN[:, place], first_nN[:, place]), _TABLE_BITS)
+        push_symbols(stacks, levels_nN[:, place], cdf_L1, first_nN[:, place])
 
 
 def pop_weights(stacks: Stacks, draws_nN: NDArray[np.int64], cdf_L1: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -62,20 +62,9 @@ def pop_weights(stacks: Stacks, draws_nN: NDArray[np.int64], cdf_L1: NDArray[np.
     levels_nN = np.zeros_like(draws_nN)
     first_nN = first_of_kind(draws_nN)
     for place in range(draws_nN.shape[1]):
-        tops_n = stacks.peek(len(draws_nN), _TABLE_BITS).astype(np.int64)
-        found_n = np.where(first_nN[:, place], np.searchsorted(cdf_L1, tops_n, side="right") - 1, 0)
-        stacks.pop(*_interval(cdf_L1, found_n, first_nN[:, place]), _TABLE_BITS)
-        levels_nN[:, place] = found_n
+        wanted_n = first_nN[:, place]
+        levels_nN[:, place] = np.where(wanted_n, pop_symbols(stacks, len(draws_nN), cdf_L1, wanted_n), 0)
     return levels_nN
-
-
-def _interval(
-    cdf_L1: NDArray[np.int64], levels_n: NDArray[np.int64], wanted_n: NDArray[np.bool_]
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Start and frequency of a level; of certainty, which costs nothing, where none is wanted."""
-    starts_n = np.where(wanted_n, cdf_L1[levels_n], 0)
-    ends_n = np.where(wanted_n, cdf_L1[levels_n + 1], 1 << _TABLE_BITS)
-    return starts_n.astype(np.uint64), (ends_n - starts_n).astype(np.uint64)
 
 
 def _weights() -> NDArray[np.float64]:

@@ -79,7 +79,7 @@ def _quality(summary: Summary) -> str:
         for name, base, dtype in (
             ("the teacher", "teacher", None),
             ("the student", "student", "float32"),
-            *((f"its {dtype} file", "student", dtype) for dtype in coded if not dtype.endswith(_FLOATS)),
+            *((f"its {dtype} file", "student", dtype) for dtype in coded if dtype not in _FLOATS),
             ("the pruned student", "pruned", "float32"),
         )
     ]

@@ -21,9 +21,9 @@ from potstill.teacher.settings import CaptureSettings
 
 __all__ = ["Answers", "LocalTeacher", "labels_of_rows", "logits_of_rows"]
 
-_LOGITS_AT_ONCE = {"cpu": 1 << 21}
-"""On a CPU few enough that their buffers are used again, which is twice as fast as fresh ones."""
-_LOGITS_AT_ONCE_ELSEWHERE = 1 << 25
+_LOGITS_AT_ONCE = 1 << 25
+_LOGITS_AT_ONCE_ON_CPU = 1 << 21
+"""Few enough that their buffers are used again, which is twice as fast as fresh ones."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Answers:
 
     def __init__(self, teacher: LocalTeacher, sequences: PackedSequences) -> None:
         self.teacher, self.sequences = teacher, sequences
-        self._kept: dict[tuple[int, int], list[SoftLabels | Draws]] = {}
+        self._kept: dict[range, list[SoftLabels | Draws]] = {}
 
     def batches(self, rows: range) -> Iterator[range]:
         """The batches of a range of rows."""
@@ -49,17 +49,14 @@ class Answers:
 
     def ahead(self, batch: range) -> list[SoftLabels | Draws]:
         """The labels of a batch that ``of`` will be asked for too, in parts."""
-        parts = self._kept[batch.start, batch.stop] = list(
-            labels_of_rows(self.teacher, self.sequences, np.arange(batch.start, batch.stop))
-        )
-        return parts
+        self._kept[batch] = list(self.of(batch))
+        return self._kept[batch]
 
     def of(self, batch: range) -> Iterator[SoftLabels | Draws]:
         """The labels of a batch, in parts."""
-        kept = self._kept.pop((batch.start, batch.stop), None)
-        if kept is None:
-            return labels_of_rows(self.teacher, self.sequences, np.arange(batch.start, batch.stop))
-        return iter(kept)
+        if batch in self._kept:
+            return iter(self._kept.pop(batch))
+        return labels_of_rows(self.teacher, self.sequences, np.arange(batch.start, batch.stop))
 
 
 def labels_of_rows(
@@ -93,7 +90,8 @@ def logits_of_rows(
         tokens_BT, scored_BT = torch.from_numpy(tokens).to(device), torch.from_numpy(scored).to(device)
         hidden_PD = hidden_states(model, tokens_BT)[scored_BT]
         targets_P = tokens_BT.roll(-1, dims=1)[scored_BT]
-    size = max(_LOGITS_AT_ONCE.get(device.type, _LOGITS_AT_ONCE_ELSEWHERE) // teacher.vocabulary, 1)
+    at_once = _LOGITS_AT_ONCE_ON_CPU if device.type == "cpu" else _LOGITS_AT_ONCE
+    size = max(at_once // teacher.vocabulary, 1)
     for first in range(0, len(hidden_PD), size):
         part = slice(first, first + size)
         with torch.inference_mode(), autocast:
